@@ -1,0 +1,1 @@
+"""dictlearn: transformer factors by dictionary learning."""

@@ -1,0 +1,63 @@
+"""What a user did wrong, told in one sentence, and the checks that say it."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """A user's mistake: one sentence with what is wrong, where, and what to change.
+
+    The command line prints it without a stack trace and exits with code 2.
+    """
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return `` Did you mean 'x'?`` for the closest of `names`, or an empty string."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean '{found[0]}'?" if found else ""
+
+
+def choice(key: str, value: object, options: Iterable[str]) -> str:
+    """Return `value` if it is one of `options`.
+
+    Raises:
+        InputError: it is not; the message lists the options and the nearest one.
+    """
+    names = list(options)
+    if value not in names:
+        raise InputError(
+            f"{key}={value} is not one of {', '.join(names)}.{nearest(str(value), names)}"
+        )
+    return str(value)
+
+
+def whole_number(key: str, value: object, minimum: int = 1) -> int:
+    """Return `value` as an integer of at least `minimum` (``1e6`` counts as whole).
+
+    Raises:
+        InputError: it is not a whole number, or it is too small.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1:
+        raise InputError(f"{key} must be a whole number, not {value!r}.")
+    if value < minimum:
+        raise InputError(f"{key}={value} must be at least {minimum}.")
+    return int(value)
+
+
+def number(
+    key: str, value: object, minimum: float = -math.inf, maximum: float = math.inf
+) -> float:
+    """Return `value` as a finite float between `minimum` and `maximum`.
+
+    Raises:
+        InputError: it is not a number, not finite, or outside the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{key} must be a finite number, not {value!r}.")
+    if not minimum <= value <= maximum:
+        bounds = f"at least {minimum}" if maximum == math.inf else f"in [{minimum}, {maximum}]"
+        raise InputError(f"{key}={value} must be {bounds}.")
+    return float(value)
