@@ -1,0 +1,1 @@
+"""What factors mean: importance over layers, strongest contexts, words. NumPy only, no torch."""

@@ -1,0 +1,173 @@
+"""The command line: ``dictlearn COMMAND key=value ...`` and ``python train.py key=value ...``.
+
+Nothing heavy is imported before a command runs, so ``--help`` and a typo are answered at once.
+A user's mistake is one sentence on the standard error and exit code 2.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from dictlearn.configuration import config_dir, explain
+from dictlearn.errors import InputError, nearest
+
+USAGE = """\
+dictlearn: learn a dictionary of transformer factors, and look at them
+
+  dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
+  dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
+
+  dictlearn COMMAND --help                        groups, options and keys of a command
+  dictlearn train --cfg job                       the whole config, resolved
+  dictlearn train -m dictionary.n_atoms=512,1024  one run for every value
+
+HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
+
+
+def main() -> None:
+    """Run the command named by the first argument."""
+    commands = {"train": train, "encode": encode}
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        print(USAGE)
+    elif name not in commands:
+        _stop(f"There is no command '{name}'.{nearest(name, commands)} See dictlearn --help.")
+    else:
+        commands[name](sys.argv[2:])
+
+
+def train(arguments: list[str] | None = None) -> None:
+    """Train a dictionary: ``dictlearn train`` and ``python train.py``."""
+
+    def task(config: DictConfig) -> float:
+        from dictlearn.summary import show
+        from dictlearn.training import train as run
+
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        with _no_half_made_run(folder):
+            metrics = run(config, folder)
+        if _is_main_process():
+            show(folder, metrics)
+        return metrics.get("val/fvu", float("nan"))
+
+    _launch(task, "train", arguments)
+
+
+def encode(arguments: list[str] | None = None) -> None:
+    """Print the strongest factors of a text: ``dictlearn encode run=DIR text="..."``."""
+
+    def task(config: DictConfig) -> None:
+        from dictlearn.summary import show_factors
+
+        show_factors(config)
+
+    given = sys.argv[1:] if arguments is None else arguments
+    _launch(task, "encode", [_quoted(argument) for argument in given])
+
+
+def _quoted(argument: str) -> str:
+    """Protect the value of ``text=...`` from Hydra's grammar: a sentence is taken as it is."""
+    key, sign, value = argument.partition("=")
+    if key != "text" or not sign:
+        return argument
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"text='{escaped}'"
+
+
+def _launch(
+    task: Callable[[DictConfig], object], config_name: str, arguments: list[str] | None
+) -> None:
+    """Compose the config with Hydra, run the task, and tell mistakes in one sentence."""
+    command_line = list(sys.argv)
+    wants_trace = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    if arguments is not None:
+        sys.argv = [command_line[0], *arguments]
+
+    def guarded(config: DictConfig) -> object:
+        # Lightning starts the other ranks with this very command line and environment.
+        sys.argv = command_line
+        _set_trace(wants_trace)
+        try:
+            return task(config)
+        except InputError as error:
+            if wants_trace or HydraConfig.get().mode == RunMode.MULTIRUN:
+                raise
+            _stop(str(error))
+        finally:
+            _set_trace(True)
+
+    # Hydra prints errors itself and exits with 1 unless it is told to raise them.
+    _set_trace(True)
+    try:
+        _register_resolvers()
+        hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
+    except InputError as error:
+        if wants_trace:
+            raise
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        if wants_trace:
+            raise
+        _stop(explain(error, config_name))
+    finally:
+        sys.argv = command_line
+        _set_trace(wants_trace)
+
+
+def _set_trace(raised: bool) -> None:
+    if raised:
+        os.environ["HYDRA_FULL_ERROR"] = "1"
+    else:
+        os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _register_resolvers() -> None:
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("if_main", _if_main, replace=True)
+
+
+def _if_main(value: object, other: object) -> object:
+    return value if _is_main_process() else other
+
+
+def _is_main_process() -> bool:
+    """Tell whether this process is rank 0, from what launchers put into the environment."""
+    return not any(int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def _no_half_made_run(folder: Path) -> Iterator[None]:
+    """Take the run directory back when a mistake ends the run before its first checkpoint.
+
+    A directory that held anything before this launch (but Hydra's own files) is left alone.
+    """
+    fresh = all(path.name == ".hydra" or path.suffix == ".log" for path in folder.iterdir())
+    try:
+        yield
+    except InputError:
+        if fresh and _is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
+            shutil.rmtree(folder, ignore_errors=True)
+            for parent in list(folder.parents)[:2]:
+                with suppress(OSError):
+                    parent.rmdir()
+        raise
+
+
+def _stop(message: str) -> NoReturn:
+    if _is_main_process():
+        sys.stderr.write(f"dictlearn: {message}\n")
+    raise SystemExit(2)

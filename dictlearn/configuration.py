@@ -1,0 +1,130 @@
+"""Where the configs are, how they become objects, and how a mistake in them is told.
+
+Imports Hydra and OmegaConf only, so that ``--help`` and a typo are answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from dictlearn.errors import InputError, nearest
+
+ALLOWED_TARGETS = ("dictlearn.", "torch.optim.", "pytorch_lightning.")
+
+
+def config_dir() -> str:
+    """Return the folder of the configs: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    checkout = package.parent / "conf"
+    return str(checkout if (checkout / "train.yaml").is_file() else package / "conf")
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """Return the resolved config as plain dictionaries, lists, numbers and strings."""
+    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    if not isinstance(container, dict):
+        raise TypeError("a config is a mapping")
+    return {str(key): value for key, value in container.items()}
+
+
+def targets(node: Any) -> Iterator[str]:
+    """Yield every ``_target_`` below a plain config node."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield str(node["_target_"])
+        for value in node.values():
+            yield from targets(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from targets(value)
+
+
+def build(node: DictConfig, **arguments: Any) -> Any:
+    """Build the object that a config node describes; `arguments` are passed on as they are.
+
+    Only classes of this project, torch's optimizers and Lightning are ever built: a config file
+    from elsewhere cannot run anything else.
+
+    Raises:
+        InputError: a value is wrong, an option does not exist, or the target is not allowed.
+    """
+    container = OmegaConf.to_container(node, resolve=True)
+    for target in targets(container):
+        if not target.startswith(ALLOWED_TARGETS):
+            raise InputError(
+                f"_target_: {target} is not built from a config; allowed are "
+                f"{', '.join(prefix + '*' for prefix in ALLOWED_TARGETS)}."
+            )
+    try:
+        return instantiate(node, **arguments)
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, InputError):
+            raise cause from None
+        if type(cause).__name__ == "MisconfigurationException":  # Lightning's word for a wrong value
+            raise InputError(" ".join(str(cause).split())) from None
+        if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
+            raise InputError(_unexpected(cause, container)) from None
+        raise
+
+
+def _unexpected(error: TypeError, container: Any) -> str:
+    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    name = found.group(1) if found else str(error)
+    target = next(targets(container), "the object")
+    return f"There is no option '{name}' for {target}; remove it from the command line."
+
+
+def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Yield the dotted name of every key below a plain config node."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            name = f"{prefix}{key}"
+            yield name
+            yield from flat_keys(value, f"{name}.")
+
+
+def known_keys(config_name: str) -> list[str]:
+    """Return every key of a config as it is without overrides."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose(config_name)
+    return list(flat_keys(OmegaConf.to_container(config, resolve=False)))
+
+
+def groups() -> list[str]:
+    """Return the names of the config groups."""
+    return sorted(path.name for path in Path(config_dir()).iterdir() if path.is_dir())
+
+
+def explain(error: Exception, config_name: str) -> str:
+    """Turn an error of Hydra or OmegaConf into one sentence, with the nearest valid name."""
+    text = " ".join(str(error).split())
+    option = re.search(r"Could not find '([\w/.-]+)/([^'/]+)'", text)
+    if option:
+        return _unknown_option(option.group(1), option.group(2))
+    key = re.search(r"Could not override '([^']+)'", text)
+    if key:
+        names = sorted({*known_keys(config_name), *groups()})
+        return f"There is no option '{key.group(1)}'.{nearest(key.group(1), names)}"
+    missing = re.search(r"Missing mandatory value: (\S+)", text)
+    if missing:
+        return f"{missing.group(1)} has no value: give it as {missing.group(1)}=VALUE."
+    return text
+
+
+def _unknown_option(group: str, option: str) -> str:
+    folder = Path(config_dir()) / group
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if not names:
+        return f"There is no config group '{group}'.{nearest(group, groups())}"
+    return f"{group}={option} is not one of {', '.join(names)}.{nearest(option, names)}"

@@ -1,0 +1,1 @@
+"""Pages about factors: HTML out of plain findings, with nothing but the standard library."""

@@ -1,0 +1,253 @@
+"""The LightningDataModule: text in, batches of mixed hidden states out."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Generator, Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from dictlearn.errors import InputError, whole_number
+from dictlearn.hidden_states import reading
+from dictlearn.hidden_states.batch import HiddenStates
+from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
+from dictlearn.hidden_states.lanes import LanePlan
+from dictlearn.hidden_states.options import StreamOptions
+from dictlearn.hidden_states.statistics import Normalization, Statistics, measure
+from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
+from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
+from dictlearn.hidden_states.weights import token_weights
+from dictlearn.text.tokens import TokenStore, pack, tokenize
+
+if TYPE_CHECKING:
+    from dictlearn.text import TextSource
+    from dictlearn.transformer import FrozenTransformer
+
+log = logging.getLogger(__name__)
+
+
+class TrainingBatches:
+    """All batches of a run, from the trainer's step on; its length is that of the whole run."""
+
+    def __init__(self, module: HiddenStateDataModule, share: Share, n_steps: int) -> None:
+        self._module, self._share, self._n_steps = module, share, n_steps
+
+    def __len__(self) -> int:
+        return self._n_steps
+
+    def __iter__(self) -> Iterator[HiddenStates]:
+        return self._module.iterate(self._share, self._n_steps)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return nothing: the trainer's step is the whole state of the stream."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, object]) -> None:
+        """Take nothing; that this exists tells Lightning that the stream goes on exactly."""
+
+
+class HiddenStateDataModule(pl.LightningDataModule):
+    """Hidden states of a text, mixed over documents and layers, in an order fixed by the seed.
+
+    Args:
+        transformer: the frozen transformer.
+        text: where the documents come from.
+        options: options of the stream.
+        max_vectors: training vectors of the whole run, over all processes.
+        seed: seed of the run.
+        data_dir: folder for the tokenised text.
+
+    Attributes:
+        layers: tapped indices of `hidden_states`.
+        hidden_size: width of a vector.
+        store: the tokenised text (after `setup`, like all that follow).
+        n_train_tokens: tokens of text to train on.
+        n_validation_tokens: held-out tokens of text.
+        statistics: means, norms and scales of the layers.
+        normalization: the normalisation made from them.
+
+    Raises:
+        InputError: an argument is not allowed; later, the text and the options do not fit.
+    """
+
+    store: TokenStore
+    statistics: Statistics
+    normalization: Normalization
+    n_train_tokens: int
+    n_validation_tokens: int
+
+    def __init__(
+        self,
+        transformer: FrozenTransformer,
+        text: TextSource,
+        options: StreamOptions | None = None,
+        max_vectors: float = 1_000_000,
+        seed: int = 0,
+        data_dir: str | Path = "data",
+    ) -> None:
+        super().__init__()
+        self.transformer, self.text = transformer, text
+        self.options = StreamOptions() if options is None else options
+        self.max_vectors = whole_number("max_vectors", max_vectors)
+        self.seed, self.data_dir = seed, Path(data_dir)
+        self.layers = transformer.resolve_layers(self.options.layers)
+        self.hidden_size = transformer.hidden_size
+        self._device: torch.device | None = None
+        self._iterators: list[Generator[HiddenStates, None, None]] = []
+
+    def prepare_data(self) -> None:
+        """Tokenise the text; Lightning calls this in one process, before the others' `setup`."""
+        Frame.of(self.transformer, self.options)
+        self._tokenize()
+
+    def _tokenize(self) -> TokenStore:
+        return tokenize(self.text, self.transformer.tokenizer, self.data_dir / "tokens")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Split the text, load the transformer on this process's device, measure the statistics."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if self._device == device:
+            return
+        frame = Frame.of(self.transformer, self.options)
+        self.store = self._tokenize()
+        self.transformer.load(device)
+        self._split(frame, device)
+        options, kind = self.options, self.options.normalization
+        rows = self._rows(self._train)
+        self._plan = LanePlan(rows, options.lanes, options.sequences_per_block, self.seed)
+        self.statistics = measure(self._train, self._plan.order(0), options.statistics_tokens, kind)
+        mean, scale = self.statistics.mean, self.statistics.scale
+        self.normalization = Normalization(kind, self.layers, mean, scale)
+        self._device = device
+
+    def _split(self, frame: Frame, device: torch.device) -> None:
+        """Cut training and held-out documents into token blocks, apart from each other."""
+        options, store = self.options, self.store
+        held_out = store.held_out(self.text.validation_fraction)
+        train, validation = (
+            pack(store, documents, options.block_length, options.cross_documents)
+            for documents in (~held_out, held_out)
+        )
+        self.n_train_tokens = int(train.length.sum())
+        self.n_validation_tokens = int(validation.length.sum())
+        self._describe(len(held_out), int(held_out.sum()))
+        counts = store.counts(~held_out, self.transformer.vocabulary_size)
+        for token in (*frame.before, *frame.after) if frame.keep else ():
+            counts[token] += len(train.start)  # a kept special token is there once per block
+        weights = token_weights(counts, options.token_weight_exponent, options.normalize_weights)
+        self._train, self._validation = (
+            Extractor(self.transformer, store, blocks, self.layers, frame, weights, device)
+            for blocks in (train, validation)
+        )
+
+    def _describe(self, n_documents: int, n_held_out: int) -> None:
+        """Say what there is to train on.
+
+        Raises:
+            InputError: there is nothing.
+        """
+        fraction = self.text.validation_fraction
+        if not self.n_train_tokens:
+            raise InputError(
+                f"{self.text.name} leaves no token to train on ({n_documents} documents, of which"
+                f" {n_held_out} are held out): give more text, or set text.validation_fraction=0."
+            )
+        self._say(
+            f"{self.text.name}: {self.n_train_tokens} tokens of {n_documents - n_held_out}"
+            f" documents to train on, {self.n_validation_tokens} tokens of {n_held_out} documents"
+            " held out."
+        )
+        if fraction and not self.n_validation_tokens:
+            log.warning(
+                "text.validation_fraction=%s holds out none of the %d documents: there will be no"
+                " validation.",
+                fraction,
+                n_documents,
+            )
+
+    def train_dataloader(self) -> TrainingBatches:
+        """Return the batches of the whole run for this process.
+
+        Raises:
+            InputError: lanes or batch size cannot be shared out over the processes.
+        """
+        rank, world = self._rank_and_world()
+        options = self.options
+        share = Share.of(rank, world, options.lanes, options.batch_size)
+        n_steps = math.ceil(self.max_vectors / (options.batch_size * world))
+        n_vectors = int(self._plan.rows.sum())
+        wanted = n_steps * options.batch_size * world
+        if wanted > n_vectors:
+            self._say(
+                f"The training text has {n_vectors} vectors ({self.n_train_tokens} tokens in"
+                f" {len(self.layers)} layers): max_vectors={self.max_vectors} goes round it again,"
+                f" {wanted / n_vectors:.1f} times in all."
+            )
+        blocks = 2 if self._prefetch() else 1
+        size = lane_block_bytes(self._train, options.sequences_per_block)
+        self._say(
+            f"Hidden states in memory: {len(share.lanes)} lanes x {blocks} blocks of"
+            f" {options.sequences_per_block} sequences,"
+            f" at most {len(share.lanes) * blocks * size / 2**20:.0f} MiB."
+        )
+        return TrainingBatches(self, share, n_steps)
+
+    def iterate(self, share: Share, n_steps: int) -> Iterator[HiddenStates]:
+        """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""
+        first = 0 if self.trainer is None else self.trainer.global_step
+        stream = LaneStream(self._plan, self._train, share, first, n_steps, self._prefetch())
+        self._iterators.append(iter(stream))
+        return self._iterators[-1]
+
+    def val_dataloader(self) -> ValidationBatches | list[HiddenStates]:
+        """Return the held-out batches of this process, in order; an empty list if none."""
+        rank, world = self._rank_and_world()
+        options, rows = self.options, self._rows(self._validation)
+        numbers = choose_blocks(rows, options.validation_vectors, options.lanes, world, self.seed)
+        if not len(numbers):
+            return []
+        return ValidationBatches(self._validation, numbers, rank, world, options.batch_size)
+
+    def tokens_seen(self, step: int) -> int:
+        """Return how many tokens (vectors by layers) all processes have seen after `step` steps."""
+        _, world = self._rank_and_world()
+        return step * self.options.batch_size * world // len(self.layers)
+
+    def context(self, document: int, position: int, before: int, after: int) -> reading.Context:
+        """Return the token ids around a token of a document, and where among them it is."""
+        return reading.context(self.store, document, position, before, after)
+
+    def decode_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Return every token as it reads within a sentence."""
+        return reading.decode_tokens(self.transformer.tokenizer, ids)
+
+    def teardown(self, stage: str | None = None) -> None:
+        """End the background threads."""
+        while self._iterators:
+            self._iterators.pop().close()
+
+    def on_exception(self, exception: BaseException) -> None:
+        """End the background threads."""
+        self.teardown()
+
+    def _rows(self, extractor: Extractor) -> Integers:
+        return extractor.n_tokens(np.arange(len(extractor.blocks.start))) * len(self.layers)
+
+    def _prefetch(self) -> bool:
+        if self.options.prefetch == "auto":
+            return self._device is not None and self._device.type == "cuda"
+        return bool(self.options.prefetch)
+
+    def _rank_and_world(self) -> tuple[int, int]:
+        if self.trainer is None:
+            return 0, 1
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _say(self, sentence: str) -> None:
+        if self._rank_and_world()[0] == 0:
+            log.info(sentence)

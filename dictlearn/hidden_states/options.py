@@ -1,0 +1,76 @@
+"""What a user can say about the stream (`conf/hidden_states/stream.yaml`); torch-free."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from dictlearn.errors import InputError, choice, number, whole_number
+
+NORMALIZATIONS = ("none", "center", "unit_scale", "center_unit_scale")
+SPECIAL_TOKENS = ("none", "model")
+_AT_LEAST_ONE = ("batch_size", "block_length", "lanes", "sequences_per_block", "statistics_tokens")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """Options of the stream of hidden states, checked when they are made.
+
+    Attributes:
+        layers: ``all``, ``every_second`` or a list of indices of `hidden_states`
+            (0 = the embedding output).
+        batch_size: vectors per training batch and process.
+        block_length: tokens of text per sequence.
+        normalization: per layer: ``none``, ``center``, ``unit_scale`` (E |x|^2 = 1) or
+            ``center_unit_scale``.
+        token_weight_exponent: a row weighs `count(token) ** -exponent`; 0 = all rows alike,
+            1/2 = Yun et al. 2021.
+        normalize_weights: scale the weights to mean 1 over the training text.
+        special_tokens: ``model`` puts the model's own special tokens around every sequence,
+            ``none`` puts nothing.
+        keep_special: whether those special tokens become vectors too.
+        cross_documents: whether a sequence may go on with the next document.
+        lanes: independent streams that are mixed in every batch; the number of processes
+            divides it. The order of the data depends on it, never on the number of processes.
+        sequences_per_block: sequences of a lane whose vectors are shuffled together.
+        validation_vectors: largest number of held-out vectors.
+        statistics_tokens: tokens on which means and scales are measured.
+        prefetch: compute the next block in the background: true, false, or auto.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+
+    layers: str | Sequence[int] = "all"
+    batch_size: int = 512
+    block_length: int = 64
+    normalization: str = "center_unit_scale"
+    token_weight_exponent: float = 0.0
+    normalize_weights: bool = True
+    special_tokens: str = "model"
+    keep_special: bool = False
+    cross_documents: bool = False
+    lanes: int = 8
+    sequences_per_block: int = 32
+    validation_vectors: int = 32768
+    statistics_tokens: int = 8192
+    prefetch: str | bool = "auto"
+
+    def __post_init__(self) -> None:
+        for name in _AT_LEAST_ONE:
+            self._set(name, whole_number(f"hidden_states.{name}", getattr(self, name)))
+        vectors = whole_number("hidden_states.validation_vectors", self.validation_vectors, 0)
+        self._set("validation_vectors", vectors)
+        choice("hidden_states.normalization", self.normalization, NORMALIZATIONS)
+        choice("hidden_states.special_tokens", self.special_tokens, SPECIAL_TOKENS)
+        number("hidden_states.token_weight_exponent", self.token_weight_exponent, 0.0)
+        for field in fields(self):
+            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
+                raise InputError(f"hidden_states.{field.name} must be true or false.")
+        if self.prefetch not in ("auto", True, False):
+            raise InputError(f"hidden_states.prefetch={self.prefetch} must be auto, true or false.")
+        if not isinstance(self.layers, str):
+            self._set("layers", tuple(self.layers))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)

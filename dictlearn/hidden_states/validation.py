@@ -1,0 +1,79 @@
+"""Held-out batches: whole token blocks, in order, the same on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from dictlearn.errors import InputError
+from dictlearn.hidden_states.batch import HiddenStates
+from dictlearn.hidden_states.extraction import Extractor, Integers
+from dictlearn.seeding import generator
+
+
+def choose_blocks(rows: Integers, at_most: int, lanes: int, world: int, seed: int) -> Integers:
+    """Choose token blocks at random, so that they spread over the documents; return them in order.
+
+    Their number is a multiple of the lanes (of the processes, where there are fewer blocks than
+    lanes), so that every process gets as many and the choice does not depend on how many there are.
+
+    Args:
+        rows: rows that every held-out token block yields, `[B]`.
+        at_most: largest number of rows in all.
+        lanes: lanes of the stream, a multiple of `world`.
+        world: number of processes.
+        seed: seed of the run.
+
+    Raises:
+        InputError: there is not one block for every process.
+    """
+    if not len(rows) or not at_most:
+        return np.empty(0, dtype=np.int64)
+    order = torch.randperm(len(rows), generator=generator(seed, "validation")).numpy()
+    n = int(np.searchsorted(np.cumsum(rows[order]), at_most, side="right"))
+    n -= n % (lanes if n >= lanes else world)
+    if not n:
+        raise InputError(
+            f"hidden_states.validation_vectors={at_most} of {len(rows)} held-out token blocks is"
+            f" less than one block (of up to {rows.max()} vectors) for each of {world} processes:"
+            " raise hidden_states.validation_vectors or text.validation_fraction, or set"
+            " text.validation_fraction=0."
+        )
+    return np.sort(order[:n])
+
+
+class ValidationBatches:
+    """Unshuffled batches of whole token blocks, about `batch_size` rows each.
+
+    Args:
+        extractor: makes the hidden states of held-out token blocks.
+        numbers: the chosen blocks of all processes.
+        rank: number of this process, which takes every `world`-th block.
+        world: number of processes.
+        batch_size: rows that a batch should have.
+    """
+
+    def __init__(
+        self, extractor: Extractor, numbers: Integers, rank: int, world: int, batch_size: int
+    ) -> None:
+        self.extractor, self.numbers = extractor, numbers[rank::world]
+        rows = extractor.n_tokens(numbers).sum() * len(extractor.layers)
+        self.blocks_per_batch = max(1, round(batch_size * len(numbers) / max(rows, 1)))
+
+    def __len__(self) -> int:
+        return -(-len(self.numbers) // self.blocks_per_batch)
+
+    def __iter__(self) -> Iterator[HiddenStates]:
+        size = self.blocks_per_batch
+        # whole forward passes: their shape is fixed, so a part of one costs as much as all of it
+        at_once = max(1, self.extractor.frame.sequences // size) * size
+        for first in range(0, len(self.numbers), at_once):
+            numbers = self.numbers[first : first + at_once]
+            states = self.extractor.extract(numbers)
+            ends = np.cumsum(self.extractor.n_tokens(numbers))
+            start = 0
+            for end in ends[np.minimum(np.arange(size, len(ends) + size, size), len(ends)) - 1]:
+                yield states.slice_tokens(start, int(end)).rows()
+                start = int(end)

@@ -1,0 +1,63 @@
+"""What every inference method is to the learner: a module that turns hidden states into codes.
+
+Legend: n rows, m atoms, d width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from dictlearn.codes import Codes
+from dictlearn.dictionary import Dictionary
+from dictlearn.inference.driver import Solution
+from dictlearn.prox import Prox
+
+
+class Inference(nn.Module, ABC):
+    """Sparse inference `x -> a` for one dictionary, built in two steps.
+
+    A config says only what kind of inference it is; `build` gives it the sizes.
+
+    Attributes:
+        differentiable: whether codes carry gradients, to the encoder's own parameters and to
+            the atoms. If not, they are constants of the dictionary's loss.
+    """
+
+    differentiable: bool
+
+    @abstractmethod
+    def build(self, dictionary: Dictionary, prox: Prox) -> None:
+        """Create the parameters and buffers for a dictionary and a sparsity.
+
+        Raises:
+            InputError: the sparsity does not fit the inference or the dictionary.
+        """
+
+    @abstractmethod
+    def reset(self, dictionary: Dictionary) -> None:
+        """Start anew from the dictionary's atoms, after they were initialised from data."""
+
+    @abstractmethod
+    def reset_atoms(self, dictionary: Dictionary, indices: Tensor) -> None:
+        """Start some atoms anew, after they were replaced."""
+
+    @abstractmethod
+    def forward(
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        prox: Prox,
+        initial: Codes | None = None,
+        certify: bool = False,
+    ) -> Solution:
+        """Return the codes of `x: [n, d]`, which the dictionary's bias was subtracted from.
+
+        Args:
+            x: `[n, d]`.
+            atoms: `[m, d]`, unit rows.
+            prox: the sparsity.
+            initial: codes to start from.
+            certify: whether the duality gap is wanted where it costs extra.
+        """

@@ -1,0 +1,192 @@
+"""DictionaryLearner: one dictionary over all tapped layers, learned as in Algorithm 1 of the paper.
+
+A composition and no mathematics of its own: infer the codes, descend the reconstruction error,
+put the atoms back on the sphere. Legend: n rows, d width, m atoms, L tapped layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+
+from dictlearn.dictionary import Dictionary
+from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
+from dictlearn.inference import Encoder, Solution, objective, training_loss
+from dictlearn.metrics import HeldOutMetrics
+from dictlearn.metrics.held_out import Measured
+from dictlearn.prox import Prox
+from dictlearn.update import DictionaryOptimizer, UpdateRule, lr_factor
+
+
+class DictionaryLearner(pl.LightningModule):
+    """Learns `x = a Phi + eps, a >= 0, ||phi_c|| = 1` from a stream of hidden states.
+
+    Args:
+        dictionary: the atoms, `[m, d]`.
+        prox: what makes the codes sparse.
+        inference: `x -> codes`; its own parameters, if any, are trained along.
+        update: how the atoms move.
+        max_vectors: the budget, which the schedule of the learning rate refers to.
+        config: the resolved config as plain values, kept in every checkpoint.
+    """
+
+    normalization: Normalization
+    idle: Tensor
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        prox: Prox,
+        inference: Encoder,
+        update: UpdateRule,
+        *,
+        max_vectors: int,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters({"config": config or {}}, logger=False)
+        prox.check(dictionary.n_atoms)
+        inference.build(dictionary, prox)
+        self.dictionary = dictionary
+        self.prox = prox
+        self.inference = inference
+        self.update = update
+        self.max_vectors = max_vectors
+        self.vectors_seen = 0
+        self.validation_firing_frequency = torch.zeros(dictionary.n_atoms)
+        self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
+
+    @property
+    def data(self) -> HiddenStateDataModule:
+        """The stream this learner is attached to."""
+        data: HiddenStateDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Take the normalisation from the data and, before training, the first atoms."""
+        if hasattr(self, "held_out"):
+            return
+        self.normalization = self.data.normalization
+        self.held_out = HeldOutMetrics(
+            self.data.layers, self.dictionary.width, self.dictionary.n_atoms
+        )
+        sample = self.data.sample
+        self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
+        self.inference.reset(self.dictionary)
+
+    def configure_optimizers(self) -> Any:
+        """Build the update rule's optimizer and its schedule, stated in vectors."""
+        atoms = list(self.dictionary.parameters())
+        optimizer = self.update.build(atoms, list(self.inference.parameters()))
+        per_step = self.data.options.batch_size * self.trainer.world_size
+        schedule = LambdaLR(
+            optimizer,
+            lambda step: lr_factor(self.update, step * per_step, self.max_vectors),
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def infer(self, states: HiddenStates, *, certify: bool = False) -> tuple[Tensor, Solution]:
+        """Return the normalised vectors `[n, d]`, and their codes."""
+        x = self.normalization(states.vectors, states.layer)
+        coded = self.dictionary.center(x)
+        return x, self.inference(coded, self.dictionary.atoms, self.prox, certify=certify)
+
+    def training_step(self, batch: HiddenStates, batch_idx: int) -> Tensor:
+        """Infer the codes, and return the weighted objective whose gradient moves the atoms."""
+        x, solution = self.infer(batch)
+        decoded = self.dictionary.decode(solution.codes)
+        loss = training_loss(x, decoded, solution.codes, self.prox, batch.weight)
+        self._observe(solution, batch)
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_training(batch, decoded.detach(), solution, loss.detach())
+        return loss
+
+    @torch.no_grad()
+    def _observe(self, solution: Solution, batch: HiddenStates) -> None:
+        """Count who fired and how strongly, over the rows of all processes."""
+        codes = solution.codes.detach()
+        n = len(batch.vectors)
+        seen = torch.stack([codes.sum_over_rows(codes.values.square()) / n, codes.fired()])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(seen)
+        energy, fired = seen[0] / self.trainer.world_size, seen[1]
+        vectors = n * self.trainer.world_size
+        self.idle.add_(vectors).masked_fill_(fired > 0, 0)
+        self.vectors_seen += vectors
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, DictionaryOptimizer):
+            optimizer.observe(energy)
+
+    @torch.no_grad()
+    def _log_training(
+        self, batch: HiddenStates, decoded: Tensor, solution: Solution, loss: Tensor
+    ) -> None:
+        error = self.normalization.invert(decoded, batch.layer) - batch.vectors
+        spread = batch.vectors - self.data.statistics.mean.to(error)[self.row(batch)]
+        figures = {
+            "train/loss": loss,
+            "train/fvu": error.square().sum() / spread.square().sum(),
+            "train/l0": solution.codes.l0().float().mean(),
+            "train/dead_fraction": self.is_dead().float().mean(),
+            "train/lr": torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            "train/vectors": torch.tensor(float(self.vectors_seen)),
+        }
+        self.log_dict(figures)
+
+    def row(self, batch: HiddenStates) -> Tensor:
+        """Return which tapped layer every vector comes from, counted from 0, `[n]`."""
+        return torch.searchsorted(self.normalization.layers, batch.layer)
+
+    def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
+        """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
+        x, solution = self.infer(batch, certify=True)
+        codes = solution.codes
+        raw = self.normalization.invert(self.dictionary.decode(codes), batch.layer)
+        value = objective(self.dictionary.center(x), codes, self.dictionary.atoms, self.prox)
+        self.held_out.update(
+            Measured(batch.vectors, raw, self.row(batch), codes, value, solution.gap)
+        )
+        return {"codes": codes}
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out figures; they are already those of all processes."""
+        figures, firing = self.held_out.compute()
+        self.held_out.reset()
+        self.validation_firing_frequency = firing.float().cpu()
+        self.log_dict({key: value.float() for key, value in figures.items()}, rank_zero_only=False)
+
+    def is_dead(self) -> Tensor:
+        """Return which atoms have not fired for `dictionary.dead_after_vectors`, bool `[m]`."""
+        return self.idle >= self.dictionary.dead_after_vectors
+
+    def residual(self, states: HiddenStates) -> Tensor:
+        """Return what the dictionary leaves of `n` vectors, `[n, d]`, in the normalised space."""
+        x, solution = self.infer(states)
+        return (x - self.dictionary.decode(solution.codes)).detach()
+
+    @torch.no_grad()
+    def replace_atoms(self, indices: Tensor, atoms: Tensor) -> None:
+        """Put unit rows `atoms: [k, d]` in the place of atoms `indices: [k]`, and let them start
+        anew: no moments, no energy, not idle.
+        """  # noqa: D205
+        self.dictionary.atoms[indices] = atoms
+        self.inference.reset_atoms(self.dictionary, indices)
+        self.idle[indices] = 0
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if isinstance(optimizer, DictionaryOptimizer):
+            optimizer.reset_atoms(indices)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the number of vectors seen."""
+        checkpoint["vectors_seen"] = self.vectors_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take it up again."""
+        self.vectors_seen = int(checkpoint["vectors_seen"])

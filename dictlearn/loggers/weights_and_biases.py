@@ -1,0 +1,281 @@
+"""Weights & Biases, and what to do without it. The only module that imports `wandb`.
+
+Training never ends because of W&B: without login or network a run is recorded offline, and when
+its service dies the history goes on in `metrics.csv`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import textwrap
+from argparse import Namespace
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+import numpy as np
+from lightning_fabric.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
+
+from dictlearn.errors import InputError, choice, number
+from dictlearn.loggers.reachable import answers, in_netrc
+
+if TYPE_CHECKING:
+    from wandb.sdk.wandb_run import Run
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["online", "offline", "disabled"]
+MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
+STEP = "trainer/global_step"
+ANSWER_SECONDS = 4.0
+START_SECONDS = 20.0
+# A login stored for the old address of W&B's own server is good for the new one.
+OLD_HOST = "https://api.wandb.ai"
+NEW_HOST = "https://api.forge.coreweave.com"
+
+
+class WandbRunLogger(WandbLogger):
+    """One W&B run for one run directory, started at the first use on rank 0.
+
+    Args:
+        save_dir: the run directory; W&B writes under `wandb/` in it.
+        project: in W&B.
+        name: of the run in W&B.
+        entity: team or user; None is the default one of the login.
+        group: runs that belong together.
+        tags: of the run.
+        mode: "online", "offline", "disabled", or "auto": as WANDB_MODE and W&B's settings say.
+        upload_seconds: longest wait for the last upload at the end.
+
+    Raises:
+        InputError: W&B would refuse the mode, the project or a tag.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        project: str = "dictlearn",
+        name: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: str | Iterable[str] = (),
+        mode: str = "auto",
+        upload_seconds: float = 60,
+    ) -> None:
+        super().__init__(
+            name=_text(name),
+            save_dir=str(save_dir),
+            project=_project(str(project)),
+            entity=_text(entity),
+            group=_text(group),
+            tags=_tags(tags),
+        )
+        self._mode = _mode(mode)
+        self._upload_seconds = number("logger.wandb.upload_seconds", upload_seconds, 1)
+        self._closed = False
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Run:
+        """The run of `wandb`; the first use starts it, and only now is the network touched."""
+        if self._experiment is None:
+            # Set by Lightning where the parent process started the run and spawned this one.
+            attach_id = getattr(self, "_attach_id", None)
+            self._experiment = _attach(attach_id) if attach_id else self._start()
+        return cast("Run", self._experiment)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace | None = None) -> None:
+        """Put the config into the config of the run, nested as it is."""
+        self._attempt(lambda: super(WandbRunLogger, self).log_hyperparams(params or {}))
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Add one row to the history; `step` is that of the optimizer."""
+        self._attempt(lambda: super(WandbRunLogger, self).log_metrics(metrics, step))
+
+    @rank_zero_only
+    def log_histogram(
+        self, key: str, histogram: tuple[np.ndarray, np.ndarray], step: int | None = None
+    ) -> None:
+        """Add a histogram, counts `[b]` and edges `[b + 1]`, to the history."""
+        import wandb
+
+        self.log_metrics({key: wandb.Histogram(np_histogram=histogram)}, step)
+
+    @rank_zero_only
+    def log_folder(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
+        """Record the files of `folder` as an artifact of type "dictionary"."""
+        self._attempt(lambda: self.experiment.log_artifact(_artifact(folder, name, metadata)))
+
+    @rank_zero_only
+    def finish(self, failed: bool = False) -> None:
+        """Close the run, waiting at most `upload_seconds`; later logging is ignored."""
+        run = self._experiment
+        if run is not None:
+            self._attempt(lambda: run.finish(exit_code=int(failed)))
+        self._closed = True
+
+    def _attempt(self, action: Callable[[], object]) -> None:
+        """Do something with W&B; after its first failure, warn once and leave it alone."""
+        import wandb
+
+        if self._closed:
+            return
+        try:
+            action()
+        except (wandb.Error, OSError) as error:
+            self._closed = True
+            log.warning(
+                "W&B records this run no further (%s); what it has is in %s, and the run goes on.",
+                _reason(error),
+                Path(self.save_dir or ".") / "wandb",
+            )
+
+    def _start(self) -> Run:
+        """Start the run online if that is wished and possible, otherwise offline or not at all."""
+        import wandb
+
+        obstacle = None
+        mode = self._mode or _configured_mode()
+        if mode == "online":
+            obstacle = _obstacle()
+            try:
+                if obstacle is None:
+                    return self._open("online")
+            except (wandb.Error, OSError) as error:
+                obstacle = f"it could not start ({_reason(error)})"
+            mode = "offline"
+        try:
+            run = self._open(mode)
+        except (wandb.Error, OSError) as error:
+            log.warning("W&B cannot record this run (%s); the run goes on.", _reason(error))
+            return self._open("disabled")
+        if obstacle:
+            log.warning(
+                "W&B records this run offline because %s; upload it later with `wandb sync %s`.",
+                obstacle,
+                Path(run.dir).parent,
+            )
+        return run
+
+    def _open(self, mode: Mode) -> Run:
+        import wandb
+
+        folder = Path(self.save_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        # Offline pieces never share an id: uploading the second would erase the first.
+        earlier = _earlier_online_run(folder) if mode == "online" else None
+        arguments = {key: self._wandb_init[key] for key in ("name", "project", "entity", "group")}
+        run = wandb.init(
+            **arguments,
+            tags=self._wandb_init["tags"],
+            dir=str(folder),
+            id=earlier,
+            resume="allow" if earlier else None,
+            mode=mode,
+            reinit="create_new",
+            settings=_settings(self._upload_seconds),
+        )
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        if mode == "online":
+            log.info("W&B shows this run at %s", run.url)
+        return run
+
+
+def _settings(upload_seconds: float) -> Any:
+    """Return W&B's settings for a quiet run with bounded times."""
+    import wandb
+
+    bounds: dict[str, Any] = {}
+    if "finish_timeout" in wandb.Settings.model_fields:  # from wandb 0.27 on
+        bounds = {"finish_timeout": upload_seconds, "finish_timeout_raises": True}
+    return wandb.Settings(console="off", silent=True, init_timeout=START_SECONDS, **bounds)
+
+
+def _attach(attach_id: str) -> Run:
+    import wandb
+
+    return wandb._attach(attach_id)  # type: ignore[attr-defined, no-any-return]
+
+
+def _artifact(folder: Path, name: str, metadata: Mapping[str, Any]) -> Any:
+    import wandb
+
+    artifact = wandb.Artifact(
+        re.sub(r"[^\w.-]+", "-", name)[:128], type="dictionary", metadata=dict(metadata)
+    )
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        # Immutable: read from the run directory, not copied into the user's home first.
+        artifact.add_file(str(path), path.relative_to(folder).as_posix(), policy="immutable")
+    return artifact
+
+
+def _obstacle() -> str | None:
+    """Return why no run can be sent to W&B now, in a few words, or None; asks the user nothing."""
+    import wandb
+
+    settings = wandb.setup().settings
+    hosts = [settings.base_url]
+    if hosts[0] == NEW_HOST:
+        hosts.append(OLD_HOST)
+    if not (settings.api_key or settings.identity_token_file or in_netrc(*hosts)):
+        return "no login was found (`wandb login` or WANDB_API_KEY gives one)"
+    if not answers(settings.base_url, ANSWER_SECONDS):
+        return f"{settings.base_url} does not answer"
+    return None
+
+
+def _configured_mode() -> Mode:
+    """Return what `wandb offline` and the like have left in W&B's settings."""
+    import wandb
+
+    mode = wandb.setup().settings.mode
+    return mode if mode in MODES else "offline" if mode == "dryrun" else "online"
+
+
+def _earlier_online_run(folder: Path) -> str | None:
+    """Return the id of the last online run of this run directory, to go on with it."""
+    runs = sorted((folder / "wandb").glob("run-*-*"))
+    return runs[-1].name.rsplit("-", 1)[1] if runs else None
+
+
+def _mode(mode: str) -> Mode | None:
+    """Return the mode that is wished, or None where W&B's own settings decide."""
+    if choice("logger.wandb.mode", mode, ("auto", *MODES)) != "auto":
+        return cast("Mode", mode)
+    wish = os.environ.get("WANDB_MODE")
+    earlier = {"dryrun": "offline", "run": "online"}
+    return cast("Mode", choice("WANDB_MODE", earlier.get(wish, wish), MODES)) if wish else None
+
+
+def _project(project: str) -> str:
+    if not project or len(project) > 128 or set(project) & set("/\\#?%:"):
+        raise InputError(
+            f"logger.wandb.project={project} must have 1 to 128 characters, without / \\ # ? % :."
+        )
+    return project
+
+
+def _text(value: object) -> str | None:
+    """Return a name as text: on the command line `name=7` is a number."""
+    return None if value is None else str(value)
+
+
+def _tags(tags: str | Iterable[str]) -> list[str]:
+    names = [tags] if isinstance(tags, str) else [str(tag) for tag in tags]
+    for name in names:
+        if not 1 <= len(name) <= 64:
+            raise InputError(f"logger.wandb.tags: '{name}' must have 1 to 64 characters.")
+    return names
+
+
+def _reason(error: BaseException) -> str:
+    """Return the message of an error in a few words; servers also send whole pages."""
+    words = re.sub(r"<[^>]*>", " ", str(error)) or type(error).__name__
+    return textwrap.shorten(words, 160, placeholder=" ...").rstrip(".")

@@ -1,0 +1,114 @@
+"""How a trained dictionary is written to disk and read back."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dictlearn import inference as inference_room
+from dictlearn import prox as prox_room
+from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError
+from dictlearn.hidden_states import Normalization
+from dictlearn.inference import Encoder
+from dictlearn.prox import Prox
+from dictlearn.storage import artifact
+from dictlearn.storage.trained import TrainedDictionary
+
+
+def save_dictionary(
+    folder: Path,
+    dictionary: Dictionary,
+    inference: Encoder,
+    normalization: Normalization,
+    about: dict[str, Any],
+) -> None:
+    """Write the artefact: tensors as safetensors, everything else as JSON.
+
+    Args:
+        folder: usually ``RUN/dictionary``.
+        dictionary: the atoms.
+        inference: its parameters go along.
+        normalization: folded in, so that users pass raw hidden states.
+        about: ``prox`` and ``inference`` as they are in the config, ``transformer`` as it
+            describes itself, ``text`` (block length, special tokens), ``metrics``.
+    """
+    parts: dict[str, nn.Module] = {"dictionary": dictionary, "inference": inference}
+    tensors = {
+        f"{part}.{name}": tensor.detach()
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+    }
+    tensors["normalization.mean"] = normalization.mean
+    tensors["normalization.scale"] = normalization.scale
+    config = {
+        "library": f"transformer-factors {version('transformer-factors')}",
+        "dictionary": {
+            "n_atoms": dictionary.n_atoms,
+            "width": dictionary.width,
+            "bias": dictionary.bias is not None,
+        },
+        "layers": normalization.layers.tolist(),
+        "normalization": normalization.kind,
+        **about,
+        "prox": _named(about["prox"]),
+        "inference": _named(about["inference"]),
+    }
+    artifact.write(folder, tensors, config)
+
+
+def load(path: str | Path) -> TrainedDictionary:
+    """Load a trained dictionary from a run directory or its ``dictionary/`` folder.
+
+    Nothing from the files is executed: tensors are safetensors, the config is JSON, and classes
+    are looked up by name in this library.
+
+    Raises:
+        InputError: there is none, it is damaged, or it is from a newer version.
+    """
+    folder = artifact.find(path)
+    tensors, about = artifact.read(folder)
+    shape = about["dictionary"]
+    dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
+    prox: Prox = _object(about["prox"])
+    inference: Encoder = _object(about["inference"])
+    inference.build(dictionary, prox)
+    for name, module in (("dictionary", dictionary), ("inference", inference)):
+        module.load_state_dict(_below(tensors, name))
+        module.requires_grad_(False).eval()
+    normalization = Normalization(
+        about["normalization"],
+        about["layers"],
+        tensors["normalization.mean"],
+        tensors["normalization.scale"],
+    )
+    return TrainedDictionary(dictionary, prox, inference, normalization, about)
+
+
+def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    prefix = f"{name}."
+    return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _named(node: Any) -> Any:
+    """Replace ``_target_: dictlearn.room.Name`` by ``type: Name``, at every depth."""
+    if not isinstance(node, dict):
+        return node
+    plain = {key: _named(value) for key, value in node.items() if key != "_target_"}
+    if "_target_" in node:
+        plain["type"] = str(node["_target_"]).rsplit(".", 1)[-1]
+    return plain
+
+
+def _object(node: Any) -> Any:
+    """Build what `_named` wrote; only the classes that the rooms export can be named."""
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: _object(value) for key, value in node.items() if key != "type"}
+    for room in (prox_room, inference_room):
+        if node.get("type") in room.__all__:
+            return getattr(room, node["type"])(**arguments)
+    raise InputError(f"config.json names {node.get('type')}, which this version does not have.")

@@ -1,0 +1,224 @@
+"""A trained dictionary, ready to use: from raw hidden states or raw text to factors and back."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dictlearn.codes import Codes
+from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError
+from dictlearn.hidden_states import HiddenStates, Normalization
+from dictlearn.inference import Encoder, Solution
+from dictlearn.prox import Prox
+from dictlearn.transformer import FrozenTransformer
+
+ROWS_AT_ONCE = 4096
+
+Layer = int | Sequence[int] | Tensor | None
+
+
+class EncodedText(NamedTuple):
+    """The factors of a text of `t` tokens at `L` hidden states.
+
+    Attributes:
+        tokens: the text of every token, `t` of them.
+        layers: indices of `hidden_states`, `L` of them.
+        hidden_states: raw vectors, `[L, t, d]`.
+        codes: `[L, t, m]`.
+    """
+
+    tokens: list[str]
+    layers: tuple[int, ...]
+    hidden_states: Tensor
+    codes: Tensor
+
+
+class TrainedDictionary:
+    """A dictionary with the inference, normalisation and transformer that it was trained with.
+
+    Attributes:
+        dictionary: atoms `[m, d]`, unit rows, in the normalised space.
+        prox: what makes the codes sparse.
+        inference: `x -> codes`.
+        normalization: raw hidden states -> the space of the atoms.
+        about: the content of ``config.json``.
+    """
+
+    def __init__(
+        self,
+        dictionary: Dictionary,
+        prox: Prox,
+        inference: Encoder,
+        normalization: Normalization,
+        about: dict[str, Any],
+    ) -> None:
+        self.dictionary, self.prox, self.inference = dictionary, prox, inference
+        self.normalization, self.about = normalization, about
+        self._transformer: FrozenTransformer | None = None
+
+    @property
+    def atoms(self) -> Tensor:
+        """The atoms, `[m, d]`."""
+        return self.dictionary.atoms.detach()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Indices of `hidden_states` that the dictionary was trained on."""
+        return tuple(self.normalization.layers.tolist())
+
+    @property
+    def transformer(self) -> FrozenTransformer:
+        """The frozen transformer that the hidden states come from, loaded on first use."""
+        if self._transformer is None:
+            known = self.about["transformer"]
+            found = FrozenTransformer(known["path"], known["dtype"], known["revision"])
+            found.load("cpu")
+            if found.describe()["sha256"] != known["sha256"]:
+                raise InputError(
+                    f"The model at {known['path']} is not the one this dictionary was trained on: "
+                    "its weights have another SHA-256."
+                )
+            self._transformer = found
+        return self._transformer
+
+    @torch.no_grad()
+    def encode(self, hidden_states: Tensor | HiddenStates, layer: Layer = None) -> Tensor:
+        """Return the codes of raw hidden states, `[..., m]` for `[..., d]`.
+
+        Args:
+            hidden_states: `[..., d]` of one layer, or `[L, ..., d]`, one entry for every tapped
+                layer in their order (as the tapped part of transformers' `hidden_states`, stacked),
+                or a batch of the stream, which knows its layers.
+            layer: the index of `hidden_states` that the vectors come from, or one index for every
+                entry of the first axis. Left out: all tapped layers if the first axis has their
+                number, otherwise the mean statistics of all layers, with a warning.
+
+        Raises:
+            InputError: wrong width, or a layer that the dictionary was not trained on.
+        """
+        vectors, layers, shape = self._rows(hidden_states, layer)
+        return self._in_chunks(self._encode_rows, vectors, layers).view(*shape, -1)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor, layer: Layer = None) -> Tensor:
+        """Return raw hidden states `[..., d]` for codes `[..., m]`; `layer` as in `encode`."""
+        if codes.shape[-1] != self.dictionary.n_atoms:
+            raise InputError(
+                f"The codes have {codes.shape[-1]} entries but the dictionary has "
+                f"{self.dictionary.n_atoms} atoms."
+            )
+        layers = self._layers_of(codes, layer)
+        rows = codes.reshape(-1, codes.shape[-1]).float()
+        raw = self._in_chunks(self._decode_rows, rows, layers)
+        return raw.view(*codes.shape[:-1], -1)
+
+    @torch.no_grad()
+    def infer(self, hidden_states: Tensor | HiddenStates, layer: Layer = None) -> Solution:
+        """Return codes with their certificates (relative duality gaps) for `[..., d]`."""
+        vectors, layers, _ = self._rows(hidden_states, layer)
+        x = self.dictionary.center(self._normalize(vectors, layers))
+        return self.inference(x, self.dictionary.atoms, self.prox, certify=True)
+
+    def encode_text(self, text: str) -> EncodedText:
+        """Return the factors of every token of a text at every tapped layer.
+
+        The text is cut into sequences as in training; special tokens are not shown.
+
+        Raises:
+            InputError: the text holds no token.
+        """
+        hidden, ids = self._read(text)
+        tokenizer = self.transformer.tokenizer
+        tokens = [tokenizer.decode([token]) for token in ids]
+        return EncodedText(tokens, self.layers, hidden, self.encode(hidden, self.layers))
+
+    def _read(self, text: str) -> tuple[Tensor, list[int]]:
+        model, made = self.transformer, self.about["text"]
+        ids = model.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+        if not ids:
+            raise InputError("text= holds no token: give a sentence.")
+        wrap = made["special_tokens"] == "model"
+        before, after = model.special_affixes if wrap else ((), ())
+        parts = []
+        for first in range(0, len(ids), made["block_length"]):
+            part = ids[first : first + made["block_length"]]
+            sequence = torch.tensor([[*before, *part, *after]])
+            hidden = model.hidden_states(sequence, torch.ones_like(sequence), self.layers)
+            parts.append(hidden[:, 0, len(before) : len(before) + len(part)].float())
+        return torch.cat(parts, dim=1), ids
+
+    def _rows(
+        self, hidden_states: Tensor | HiddenStates, layer: Layer
+    ) -> tuple[Tensor, Tensor | None, torch.Size]:
+        if isinstance(hidden_states, HiddenStates):
+            hidden_states, layer = hidden_states.vectors, hidden_states.layer
+        width = self.dictionary.width
+        if hidden_states.shape[-1] != width:
+            raise InputError(
+                f"The hidden states have width {hidden_states.shape[-1]} but the atoms have width "
+                f"{width}: they come from another model."
+            )
+        layers = self._layers_of(hidden_states, layer)
+        return hidden_states.reshape(-1, width).float(), layers, hidden_states.shape[:-1]
+
+    def _layers_of(self, values: Tensor, layer: Layer) -> Tensor | None:
+        """Return the layer of every row of `values` seen as `[rows, ...]`, or None if unknown."""
+        lead = values.shape[:-1]
+        if layer is None:
+            if len(self.layers) == 1:
+                layer = self.layers[0]
+            elif values.dim() > 2 and lead[0] == len(self.layers):
+                layer = self.layers
+            elif self.normalization.kind != "none":
+                warnings.warn(
+                    "layer= was not given: the mean statistics of all layers are used. "
+                    f"Give layer=, one of {self.layers}.",
+                    stacklevel=3,
+                )
+                return None
+            else:
+                layer = self.layers[0]
+        wanted = [layer] if isinstance(layer, int) else [int(entry) for entry in layer]
+        unknown = sorted(set(wanted) - set(self.layers))
+        if unknown:
+            raise InputError(f"layer={unknown} was not trained on; the layers are {self.layers}.")
+        n = int(torch.tensor(lead).prod()) if lead else 1
+        if len(wanted) > 1 and len(wanted) != (lead[0] if lead else 1):
+            raise InputError(
+                f"layer= names {len(wanted)} layers but the first axis has length {lead[0]}."
+            )
+        each = torch.tensor(wanted, device=values.device)
+        return each.repeat_interleave(n // len(wanted))
+
+    def _normalize(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
+        if layers is None:
+            return self.normalization.pooled(vectors)
+        return self.normalization(vectors, layers)
+
+    def _encode_rows(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
+        x = self.dictionary.center(self._normalize(vectors, layers))
+        return self.inference(x, self.dictionary.atoms, self.prox).codes.dense()
+
+    def _decode_rows(self, codes: Tensor, layers: Tensor | None) -> Tensor:
+        x = self.dictionary.decode(Codes.from_dense(codes))
+        if layers is None:
+            return self.normalization.pooled_inverse(x)
+        return self.normalization.invert(x, layers)
+
+    @staticmethod
+    def _in_chunks(
+        function: Callable[[Tensor, Tensor | None], Tensor], rows: Tensor, layers: Tensor | None
+    ) -> Tensor:
+        parts = [
+            function(
+                rows[first : first + ROWS_AT_ONCE],
+                None if layers is None else layers[first : first + ROWS_AT_ONCE],
+            )
+            for first in range(0, max(len(rows), 1), ROWS_AT_ONCE)
+        ]
+        return torch.cat(parts)

@@ -1,0 +1,80 @@
+"""The tables a person reads in the terminal after a run and for a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, ListConfig
+from rich.console import Console
+from rich.table import Table
+
+from dictlearn.errors import InputError, whole_number
+
+
+def show(run_dir: Path, figures: dict[str, float]) -> None:
+    """Print the final held-out figures, per layer and in all, and where everything is."""
+    console = Console(highlight=False)
+    layers = sorted(int(key[len("val/fvu_layer_") :]) for key in figures if "fvu_layer" in key)
+    if layers:
+        table = Table(title="Held-out text", title_justify="left")
+        for name in ("hidden state", "FVU", "L0"):
+            table.add_column(name, justify="right")
+        for layer in layers:
+            row = (figures[f"val/fvu_layer_{layer}"], figures[f"val/l0_layer_{layer}"])
+            table.add_row(str(layer), f"{row[0]:.4f}", f"{row[1]:.1f}")
+        table.add_section()
+        table.add_row("all", f"{figures['val/fvu']:.4f}", f"{figures['val/l0']:.1f}")
+        console.print(table)
+        console.print(
+            f"cosine {figures['val/cosine']:.3f}, dead atoms {figures['val/dead_fraction']:.1%}",
+            end="; ",
+        )
+    console.print(
+        f"{figures['train/vectors']:,.0f} vectors, "
+        f"{figures['train/vectors_per_second']:,.0f} a second, "
+        f"{figures['seconds/total']:.0f} s in all"
+    )
+    for name, path in (
+        ("run", run_dir),
+        ("figures", run_dir / "metrics.json"),
+        ("dictionary", run_dir / "dictionary"),
+        ("factors", run_dir / "factors.html"),
+    ):
+        if path.exists():
+            console.print(f"{name + ':':<12}{path}", soft_wrap=True)
+
+
+def show_factors(config: DictConfig) -> None:
+    """Print, per layer and token of ``text``, the strongest factors of the dictionary in ``run``.
+
+    Raises:
+        InputError: no dictionary there, an empty text, or a layer that it was not trained on.
+    """
+    from dictlearn.noise import quiet
+    from dictlearn.storage.saved import load
+
+    quiet()
+    top = whole_number("top", config.top)
+    trained = load(str(config.run))
+    layers = trained.layers
+    if isinstance(config.layers, ListConfig):
+        unknown = [layer for layer in config.layers if layer not in layers]
+        if unknown:
+            raise InputError(f"layers={unknown} are not of this dictionary: it has {layers}.")
+        layers = tuple(config.layers)
+    elif config.layers != "all":
+        raise InputError(f"layers={config.layers} must be all or a list out of {layers}.")
+    found = trained.encode_text(str(config.text))
+    console = Console(highlight=False)
+    for layer in layers:
+        codes = found.codes[found.layers.index(layer)]
+        values, atoms = codes.topk(min(top, codes.shape[-1]), dim=-1)
+        table = Table(title=f"hidden state {layer}", title_justify="left", show_header=False)
+        table.add_column("token", no_wrap=True)
+        table.add_column("factors", overflow="fold")
+        rows = zip(found.tokens, values.tolist(), atoms.tolist(), strict=True)
+        for token, strengths, factors in rows:
+            pairs = zip(factors, strengths, strict=True)
+            cells = "  ".join(f"{atom}:{value:.2f}" for atom, value in pairs if value > 0)
+            table.add_row(repr(token)[1:-1].replace("[", "\\["), cells)
+        console.print(table)

@@ -1,0 +1,115 @@
+"""Update rules as configs describe them; `build` makes the optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from dictlearn.errors import InputError, choice, number, whole_number
+from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
+from dictlearn.update.schedule import Schedule, check_schedule
+
+
+class UpdateRule(Schedule, Protocol):
+    """How the atoms move, and how fast."""
+
+    def build(
+        self,
+        dictionary_parameters: Sequence[nn.Parameter],
+        encoder_parameters: Sequence[nn.Parameter],
+    ) -> DictionaryOptimizer:
+        """Return the optimizer of the atoms `[m, d]`, the bias `[d]` and the encoder."""
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam on the sphere; see `SphereAdam`.
+
+    Args:
+        lr: rate of the dictionary.
+        encoder_lr: rate of the encoder, `lr` if None.
+        warmup_vectors: see `lr_factor`.
+        decay_fraction: see `lr_factor`.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    lr: float = 4e-3
+    encoder_lr: float | None = None
+    warmup_vectors: int = 25_000
+    decay_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        _check_rate("update.lr", self.lr)
+        if self.encoder_lr is not None:
+            _check_rate("update.encoder_lr", self.encoder_lr)
+        check_schedule(self)
+
+    def build(
+        self,
+        dictionary_parameters: Sequence[nn.Parameter],
+        encoder_parameters: Sequence[nn.Parameter],
+    ) -> SphereAdam:
+        """Return the optimizer; see `UpdateRule.build`."""
+        encoder_lr = self.lr if self.encoder_lr is None else self.encoder_lr
+        return SphereAdam(dictionary_parameters, encoder_parameters, self.lr, encoder_lr)
+
+
+@dataclass(frozen=True)
+class HessianDiagonalRule:
+    """The paper's rule, as released or corrected; see `HessianDiagonal`.
+
+    Args:
+        mode: `seed` or `corrected`.
+        lr: share of a Newton step; 0.005 in the released code.
+        floor: 0.001 in the released code, in units of squared codes; a share of the mean
+            curvature when corrected.
+        window: updates that the curvature is averaged over.
+        encoder_lr: Adam's rate for the encoder.
+        warmup_vectors: see `lr_factor`.
+        decay_fraction: see `lr_factor`.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    mode: str = "corrected"
+    lr: float = 0.05
+    floor: float = 0.02
+    window: int = 300
+    encoder_lr: float = 4e-3
+    warmup_vectors: int = 0
+    decay_fraction: float = 0.3
+
+    def __post_init__(self) -> None:
+        choice("update.mode", self.mode, ("seed", "corrected"))
+        _check_rate("update.lr", self.lr)
+        _check_rate("update.floor", self.floor)
+        whole_number("update.window", self.window, minimum=2)
+        _check_rate("update.encoder_lr", self.encoder_lr)
+        check_schedule(self)
+
+    def build(
+        self,
+        dictionary_parameters: Sequence[nn.Parameter],
+        encoder_parameters: Sequence[nn.Parameter],
+    ) -> HessianDiagonal:
+        """Return the optimizer; see `UpdateRule.build`."""
+        return HessianDiagonal(
+            dictionary_parameters,
+            encoder_parameters,
+            self.lr,
+            self.encoder_lr,
+            mode=self.mode,
+            window=self.window,
+            floor=self.floor,
+        )
+
+
+def _check_rate(key: str, value: float) -> None:
+    if number(key, value) <= 0:
+        raise InputError(f"{key}={value} must be above 0.")

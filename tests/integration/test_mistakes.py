@@ -1,0 +1,93 @@
+"""A user's mistake: one sentence, exit code 2, nothing half made left behind."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from dictlearn import cli
+
+FAST = [
+    "trainer=cpu",
+    "max_vectors=4096",
+    "hidden_states.batch_size=1024",
+    "hidden_states.validation_vectors=2048",
+    "dictionary.n_atoms=64",
+    "prox.k=4",
+    "callbacks=none",
+    "trainer.enable_progress_bar=false",
+]
+
+MISTAKES = {
+    "unknown option of a group": (["prox=topkk"], r"prox=topkk.*Did you mean 'topk'"),
+    "unknown group": (["proxx=topk"], r"'proxx'.*Did you mean 'prox'"),
+    "unknown key": (["dictionary.n_atom=8"], r"dictionary\.n_atom'.*'dictionary\.n_atoms'"),
+    "added unknown key": (["+max_vector=8"], r"max_vector'.*'max_vectors'"),
+    "added unknown argument": (["+prox.q=8"], r"no option 'q'"),
+    "no value": (["text=local"], r"text\.path"),
+    "missing text": (["text=local", "text.path=nowhere.txt"], r"nowhere\.txt"),
+    "empty text": (["text=local", "text.path={tmp}/empty.txt"], r"empty\.txt"),
+    "no folder of a model": (["transformer=local", "transformer.path={tmp}/no"], r"/no\b"),
+    "a folder without weights": (["transformer=local", "transformer.path={tmp}/bare"], r"weights"),
+    "layers out of range": (["hidden_states.layers=[0,9]"], r"9.*0.*6"),
+    "no atoms": (["dictionary.n_atoms=0"], r"n_atoms=0"),
+    "negative atoms": (["dictionary.n_atoms=-5"], r"n_atoms=-5"),
+    "atoms in words": (["dictionary.n_atoms=many"], r"n_atoms.*'many'"),
+    "negative lambda": (["prox=soft", "prox.lambda_=-0.1"], r"lambda_=-0\.1"),
+    "k above n_atoms": (["prox.k=65"], r"65.*64"),
+    "block too long": (["hidden_states.block_length=600"], r"600.*512|512.*600"),
+    "text too short": (["text=local", "text.path={tmp}/short.txt"], r"short|block|document"),
+    "no budget": (["max_vectors=0"], r"max_vectors=0"),
+    "fractional budget": (["max_vectors=10.5"], r"max_vectors.*10\.5"),
+    "wrong seed": (["seed=-1"], r"seed=-1"),
+    "lr of zero": (["update.lr=0"], r"lr=0"),
+    "foreign target": (["prox._target_=os.system"], r"os\.system"),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path) -> Path:
+    """A working directory with the things that mistakes are made with."""
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "short.txt").write_text("Too short.\n\nReally.")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (bare / name).write_bytes((minilm_folder / name).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_in_one_sentence(
+    name: str, place: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    overrides, pattern = MISTAKES[name]
+    text = [] if any("text" in item for item in overrides) else ["text=local", f"text.path={text_folder}"]
+    before = sorted(os.listdir(place))
+    with pytest.raises(SystemExit) as stop:
+        cli.train([*FAST, *text, *(item.format(tmp=place) for item in overrides)])
+    error = capfd.readouterr().err
+    assert stop.value.code == 2
+    said = [line for line in error.splitlines() if line.startswith("dictlearn: ")]
+    assert len(said) == 1, error
+    assert re.search(pattern, said[0]), said[0]
+    assert "Traceback" not in error
+    assert [entry for entry in sorted(os.listdir(place)) if entry != "data"] == before
+
+
+def test_an_unknown_command_names_the_nearest(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["dictlearn", "trian"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert "Did you mean 'train'" in capfd.readouterr().err
+
+
+def test_a_directory_that_held_something_is_left_alone(place: Path, text_folder: Path) -> None:
+    (place / "mine").mkdir()
+    (place / "mine" / "notes.txt").write_text("keep")
+    with pytest.raises(SystemExit):
+        cli.train([*FAST, "dictionary.n_atoms=0", "hydra.run.dir=mine"])
+    assert (place / "mine" / "notes.txt").read_text() == "keep"

@@ -1,0 +1,86 @@
+import csv
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+
+from dictlearn.loggers import finish_loggers, log_config
+from dictlearn.loggers.csv import CsvLogger
+from tests.loggers.tiny import Tiny, trainer
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def header(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()[0].split(",")
+
+
+def test_a_run_leaves_metrics_csv_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "run.log").write_text("a run directory is never empty")
+    job = trainer([CsvLogger(tmp_path)], tmp_path)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*not empty.*")
+        log_config(job.loggers, {"seed": 0})
+        job.fit(Tiny())
+        finish_loggers(job.loggers)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.csv", "run.log"]
+    assert header(tmp_path)[0] == "step"
+    table = rows(tmp_path)
+    assert [row["step"] for row in table if row["train/loss"]] == ["3", "7", "11", "15"]
+    assert [row["step"] for row in table if row["val/fvu"]] == ["7", "15"]
+    assert all(float(row["val/fvu"]) >= 0 for row in table if row["val/fvu"])
+
+
+def test_every_row_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path)
+    for step in range(3):
+        logger.log_metrics({"train/loss": torch.tensor(0.5)}, step)
+        assert [row["step"] for row in rows(tmp_path)] == [str(s) for s in range(step + 1)]
+    assert rows(tmp_path)[0]["train/loss"] == "0.5"
+
+
+def test_new_columns_are_empty_in_earlier_rows_and_old_ones_in_later_rows(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path)
+    logger.log_metrics({"train/loss": 2.0}, 1)
+    logger.log_metrics({"val/fvu": 0.1, "a": 7}, 2)
+    assert header(tmp_path) == ["step", "train/loss", "val/fvu", "a"]
+    assert rows(tmp_path) == [
+        {"step": "1", "train/loss": "2.0", "val/fvu": "", "a": ""},
+        {"step": "2", "train/loss": "", "val/fvu": "0.1", "a": "7"},
+    ]
+
+
+def test_a_resumed_run_appends(tmp_path: Path) -> None:
+    CsvLogger(tmp_path).log_metrics({"train/loss": 2.0}, 1)
+    resumed = CsvLogger(tmp_path)
+    resumed.log_metrics({"train/loss": 1.0}, 2)
+    resumed.log_metrics({"val/fvu": 0.5}, 3)
+    assert [(row["step"], row["train/loss"], row["val/fvu"]) for row in rows(tmp_path)] == [
+        ("1", "2.0", ""),
+        ("2", "1.0", ""),
+        ("3", "", "0.5"),
+    ]
+
+
+@pytest.mark.parametrize("torn", ["2,0.12", "2"])
+def test_the_torn_last_row_of_a_killed_run_is_dropped(torn: str, tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2.0\n" + torn)
+    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
+    assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n1,2.0\n2,1.0\n"
+
+
+def test_an_empty_file_is_a_new_table(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
+    assert rows(tmp_path) == [{"step": "2", "train/loss": "1.0"}]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
+    assert list(tmp_path.iterdir()) == []
