@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dictlearn.dictionary import Dictionary
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
-from dictlearn.inference import Encoder, Solution, objective, training_loss
+from dictlearn.inference import Inference, Solution, objective, training_loss
 from dictlearn.metrics import HeldOutMetrics
 from dictlearn.metrics.held_out import Measured
 from dictlearn.prox import Prox
@@ -41,7 +41,7 @@ class DictionaryLearner(pl.LightningModule):
         self,
         dictionary: Dictionary,
         prox: Prox,
-        inference: Encoder,
+        inference: Inference,
         update: UpdateRule,
         *,
         max_vectors: int,
@@ -74,7 +74,7 @@ class DictionaryLearner(pl.LightningModule):
         self.held_out = HeldOutMetrics(
             self.data.layers, self.dictionary.width, self.dictionary.n_atoms
         )
-        sample = self.data.sample
+        sample = self.data.sample(4 * self.dictionary.n_atoms)
         self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
         self.inference.reset(self.dictionary)
 
@@ -93,10 +93,13 @@ class DictionaryLearner(pl.LightningModule):
         }
 
     def infer(self, states: HiddenStates, *, certify: bool = False) -> tuple[Tensor, Solution]:
-        """Return the normalised vectors `[n, d]`, and their codes."""
-        x = self.normalization(states.vectors, states.layer)
-        coded = self.dictionary.center(x)
-        return x, self.inference(coded, self.dictionary.atoms, self.prox, certify=certify)
+        """Return the normalised vectors less the bias, `[n, d]`, and their codes."""
+        x = self.dictionary.centre(self.normalization(states.vectors, states.layer))
+        return x, self.inference(x, self.dictionary.atoms, self.prox, certify=certify)
+
+    def raw(self, decoded: Tensor, layer: Tensor) -> Tensor:
+        """Return decoded rows `[n, d]` as hidden states of the layers `[n]`."""
+        return self.normalization.invert(self.dictionary.uncentre(decoded), layer)
 
     def training_step(self, batch: HiddenStates, batch_idx: int) -> Tensor:
         """Infer the codes, and return the weighted objective whose gradient moves the atoms."""
@@ -128,7 +131,7 @@ class DictionaryLearner(pl.LightningModule):
     def _log_training(
         self, batch: HiddenStates, decoded: Tensor, solution: Solution, loss: Tensor
     ) -> None:
-        error = self.normalization.invert(decoded, batch.layer) - batch.vectors
+        error = self.raw(decoded, batch.layer) - batch.vectors
         spread = batch.vectors - self.data.statistics.mean.to(error)[self.row(batch)]
         figures = {
             "train/loss": loss,
@@ -148,8 +151,8 @@ class DictionaryLearner(pl.LightningModule):
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
         x, solution = self.infer(batch, certify=True)
         codes = solution.codes
-        raw = self.normalization.invert(self.dictionary.decode(codes), batch.layer)
-        value = objective(self.dictionary.center(x), codes, self.dictionary.atoms, self.prox)
+        raw = self.raw(self.dictionary.decode(codes), batch.layer)
+        value = objective(x, codes, self.dictionary.atoms, self.prox)
         self.held_out.update(
             Measured(batch.vectors, raw, self.row(batch), codes, value, solution.gap)
         )

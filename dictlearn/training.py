@@ -71,13 +71,13 @@ def compose(
     before a model is loaded.
     """  # noqa: D205
     max_vectors = whole_number("max_vectors", config.max_vectors)
-    prox = build(config.prox)
-    inference = build(config.inference)
-    update = build(config.update)
-    options = build(config.hidden_states)
-    text = build(config.text)
-    transformer = build(config.transformer)
-    dictionary = build(config.dictionary, width=transformer.hidden_size, seed=config.seed)
+    prox = build(config["prox"])
+    inference = build(config["inference"])
+    update = build(config["update"])
+    options = build(config["hidden_states"])
+    text = build(config["text"])
+    transformer = build(config["transformer"])
+    dictionary = build(config["dictionary"], width=transformer.hidden_size, seed=config.seed)
     learner = DictionaryLearner(
         dictionary, prox, inference, update, max_vectors=max_vectors, config=values
     )
@@ -107,7 +107,7 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
             if isinstance(callback, ModelCheckpoint):
                 callback.monitor = None
     trainer: pl.Trainer = build(
-        config.trainer,
+        config["trainer"],
         logger=loggers or False,
         callbacks=[*callbacks, Throughput()],
         plugins=[AtomicCheckpointIO()],

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple
 
-Style = Literal["wordpiece", "bytes", "sentencepiece", "spaced"]
+Style = Literal["wordpiece", "bytes", "sentencepiece", "spaced", "loose"]
+"""How tokens say where words begin. ``spaced`` and ``loose`` tokens are text with a leading space;
+loose ones have it before every sign, too, so that a space there says nothing about the text."""
 
 # A byte-level vocabulary writes every byte as one visible character: printable Latin-1 as itself,
 # the rest in order from U+0100 on (a space is U+0120).
@@ -35,17 +38,14 @@ class Piece(NamedTuple):
 
 def style_of(tokens: Iterable[str]) -> Style:
     """Return how a vocabulary marks where words begin, judged by a sample of its tokens."""
-    marks = {"\u0120": 0, "\u2581": 0, " ": 0}
-    total = 0
-    for token in tokens:
-        total += 1
-        if token[:1] in marks:
-            marks[token[:1]] += 1
-    mark = max(marks, key=lambda name: marks[name])
+    sample = list(tokens)
+    styles: dict[str, Style] = {"\u0120": "bytes", "\u2581": "sentencepiece", " ": "spaced"}
+    marks = Counter(token[:1] for token in sample if token[:1] in styles)
     # A stray mark occurs in any vocabulary; where it means a space, many tokens have it.
-    if marks[mark] * 20 < total or total == 0:
+    if not marks or (mark := marks.most_common(1)[0])[1] * 20 < len(sample):
         return "wordpiece"
-    return {"\u0120": "bytes", "\u2581": "sentencepiece", " ": "spaced"}[mark]  # type: ignore[return-value]
+    style = styles[mark[0]]
+    return "loose" if style == "spaced" and ")" not in sample and " )" in sample else style
 
 
 def visible(text: str) -> str:
@@ -99,7 +99,7 @@ def line(pieces: Sequence[Piece], style: Style) -> tuple[str, ...]:
     before = ""
     for begins, text in pieces:
         space = begins and bool(parts)
-        if style == "wordpiece":  # this vocabulary does not say where punctuation was glued
+        if style in ("wordpiece", "loose"):  # these do not say where punctuation was glued
             space = space and text[0] not in _CLOSING and before not in _OPENING
         parts.append(" " + text if space else text)
         before = text[-1]

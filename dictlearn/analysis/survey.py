@@ -83,13 +83,21 @@ class Surveyor:
         self.text = text
         self.survey = survey
         self.documents = documents
-        vocabulary = np.unique(table.token)
-        tokens = text.decode_tokens(vocabulary.tolist())
+        vocabulary = np.unique(table.token).tolist()
+        tokens = text.decode_tokens(vocabulary)
         self.style = pieces.style_of(tokens)
-        self._pieces = dict(zip(vocabulary.tolist(), map(self._piece, tokens), strict=True))
+        self._pieces: dict[int, pieces.Piece] = {}
+        self._learn(vocabulary, tokens)
 
-    def _piece(self, token: str) -> pieces.Piece:
-        return pieces.piece(token, self.style)
+    def _learn(self, ids: Sequence[int], tokens: Sequence[str]) -> None:
+        found = (pieces.piece(token, self.style) for token in tokens)
+        self._pieces.update(zip(ids, found, strict=True))
+
+    def _read(self, ids: Sequence[int]) -> list[pieces.Piece]:
+        new = sorted({token for token in ids if token not in self._pieces})
+        if new:  # a token next to the validation stream but not in it
+            self._learn(new, self.text.decode_tokens(new))
+        return [self._pieces[token] for token in ids]
 
     def factors(self, atoms: Iterable[int]) -> tuple[Factor, ...]:
         """Return what the chosen atoms do."""
@@ -144,14 +152,14 @@ class Surveyor:
         document, position = int(self.table.document[row]), int(self.table.position[row])
         reach = self.survey.window
         ids, target = self.text.context(document, position, reach, reach)
-        tokens = self.text.decode_tokens([int(token) for token in ids])
+        read = self._read([int(token) for token in ids])
         start = reach - target
         named = document < len(self.documents)
         return Context(
             code=code,
             document=pieces.visible(self.documents[document]) if named else f"#{document}",
             position=position,
-            tokens=pieces.line([self._piece(token) for token in tokens], self.style),
+            tokens=pieces.line(read, self.style),
             target=target,
-            codes=tuple(shade[start : start + len(tokens)]),
+            codes=tuple(shade[start : start + len(read)]),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -280,8 +279,7 @@ def _notes(scores: Importance, max_codes: int, skipped: int) -> tuple[str, ...]:
 def _log_media(trainer: pl.Trainer, path: Path) -> None:
     """Send the page to every W&B logger; a failure there must not end the run."""
     loggers: list[Any] = [one for one in trainer.loggers if type(one).__name__ == "WandbLogger"]
-    wandb: Any = sys.modules.get("wandb")
-    if not loggers or wandb is None:
+    if not loggers:
         return
     size = path.stat().st_size
     if size > LARGEST_MEDIA:
@@ -291,6 +289,8 @@ def _log_media(trainer: pl.Trainer, path: Path) -> None:
         return
     for logger in loggers:
         try:
+            import wandb  # only where its logger is in use
+
             # inject=True would add a foreign style sheet, which the page's policy forbids
             media = wandb.Html(str(path), inject=False)
             logger.experiment.log({"factors": media, "trainer/global_step": trainer.global_step})

@@ -120,10 +120,14 @@ def _header(title: str, page: FactorsPage) -> str:
         'first its code there, then the words around the <b class="t">token</b> it was '
         'measured at, <i class="s6">shaded</i> where the same factor is active at the same '
         "layer.</p>\n"
-        f'<p class="m">The curve of a factor is its importance score, the mean of its {page.top} '
-        "largest codes at each layer (Yun et al. 2021); the dot is the peak. Open a layer to see "
-        f"the factor there.</p>\n{notes}{_overview(page)}</header>"
+        '<p class="m">The curve of a factor is its importance score, the mean of its '
+        f"{_largest(page)} at each layer (Yun et al. 2021); the dot is the peak. Open a layer to "
+        f"see the factor there.</p>\n{notes}{_overview(page)}</header>"
     )
+
+
+def _largest(page: FactorsPage) -> str:
+    return "largest code" if page.top == 1 else f"{page.top} largest codes"
 
 
 def _fact(value: str | float) -> str:

@@ -56,8 +56,9 @@ class Background:
 
     def __init__(self, device: torch.device) -> None:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="hidden_states")
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if self._stream is not None:
+        self._stream: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def submit(self, make: Callable[[], T], /) -> Pending[T]:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 
-from dictlearn.errors import InputError, whole_number
+from dictlearn.errors import whole_number
 from dictlearn.hidden_states import reading
 from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
@@ -22,7 +23,7 @@ from dictlearn.hidden_states.statistics import Normalization, Statistics, measur
 from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
 from dictlearn.hidden_states.weights import token_weights
-from dictlearn.text.tokens import TokenStore, pack, tokenize
+from dictlearn.text import Blocks, TokenStore, pack, tokenize
 
 if TYPE_CHECKING:
     from dictlearn.text import TextSource
@@ -129,13 +130,13 @@ class HiddenStateDataModule(pl.LightningDataModule):
         """Cut training and held-out documents into token blocks, apart from each other."""
         options, store = self.options, self.store
         held_out = store.held_out(self.text.validation_fraction)
-        train, validation = (
-            pack(store, documents, options.block_length, options.cross_documents)
-            for documents in (~held_out, held_out)
-        )
+        train, validation = self._pack(~held_out), self._pack(held_out)
         self.n_train_tokens = int(train.length.sum())
         self.n_validation_tokens = int(validation.length.sum())
-        self._describe(len(held_out), int(held_out.sum()))
+        self._say(
+            f"{self.text.name}: {self.n_train_tokens} tokens of {(~held_out).sum()} documents to"
+            f" train on, {self.n_validation_tokens} tokens of {held_out.sum()} documents held out."
+        )
         counts = store.counts(~held_out, self.transformer.vocabulary_size)
         for token in (*frame.before, *frame.after) if frame.keep else ():
             counts[token] += len(train.start)  # a kept special token is there once per block
@@ -145,30 +146,13 @@ class HiddenStateDataModule(pl.LightningDataModule):
             for blocks in (train, validation)
         )
 
-    def _describe(self, n_documents: int, n_held_out: int) -> None:
-        """Say what there is to train on.
-
-        Raises:
-            InputError: there is nothing.
-        """
-        fraction = self.text.validation_fraction
-        if not self.n_train_tokens:
-            raise InputError(
-                f"{self.text.name} leaves no token to train on ({n_documents} documents, of which"
-                f" {n_held_out} are held out): give more text, or set text.validation_fraction=0."
-            )
-        self._say(
-            f"{self.text.name}: {self.n_train_tokens} tokens of {n_documents - n_held_out}"
-            f" documents to train on, {self.n_validation_tokens} tokens of {n_held_out} documents"
-            " held out."
-        )
-        if fraction and not self.n_validation_tokens:
-            log.warning(
-                "text.validation_fraction=%s holds out none of the %d documents: there will be no"
-                " validation.",
-                fraction,
-                n_documents,
-            )
+    def _pack(self, documents: NDArray[np.bool_]) -> Blocks:
+        """Cut the chosen documents into token blocks, also where they do not fill a single one."""
+        n_tokens = int((np.diff(self.store.offsets) * documents).sum())
+        if not n_tokens:
+            return Blocks(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        length = min(self.options.block_length, n_tokens)
+        return pack(self.store, documents, length, self.options.cross_documents)
 
     def train_dataloader(self) -> TrainingBatches:
         """Return the batches of the whole run for this process.
@@ -179,7 +163,7 @@ class HiddenStateDataModule(pl.LightningDataModule):
         rank, world = self._rank_and_world()
         options = self.options
         share = Share.of(rank, world, options.lanes, options.batch_size)
-        n_steps = math.ceil(self.max_vectors / (options.batch_size * world))
+        n_steps = self.n_steps(world)
         n_vectors = int(self._plan.rows.sum())
         wanted = n_steps * options.batch_size * world
         if wanted > n_vectors:
@@ -196,6 +180,24 @@ class HiddenStateDataModule(pl.LightningDataModule):
             f" at most {len(share.lanes) * blocks * size / 2**20:.0f} MiB."
         )
         return TrainingBatches(self, share, n_steps)
+
+    def n_steps(self, world: int) -> int:
+        """Return the number of training steps of `world` processes."""
+        return math.ceil(self.max_vectors / (self.options.batch_size * world))
+
+    def sample(self, n: int) -> HiddenStates:
+        """Return at least `n` training vectors if there are, the same on every process.
+
+        They are those of the first token blocks of the first epoch, to start a dictionary from.
+        """
+        order = self._plan.order(0)
+        enough = int(np.searchsorted(np.cumsum(self._plan.rows[order]), n)) + 1
+        size = self._train.frame.sequences
+        parts = [
+            self._train.rows(order[first : min(first + size, enough)])
+            for first in range(0, min(enough, len(order)), size)
+        ]
+        return HiddenStates(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
     def iterate(self, share: Share, n_steps: int) -> Iterator[HiddenStates]:
         """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""

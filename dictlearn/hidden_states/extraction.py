@@ -20,7 +20,7 @@ from dictlearn.hidden_states.batch import HiddenStates, TokenStates
 
 if TYPE_CHECKING:
     from dictlearn.hidden_states.options import StreamOptions
-    from dictlearn.text.tokens import Blocks, TokenStore
+    from dictlearn.text import Blocks, TokenStore
     from dictlearn.transformer import FrozenTransformer
 
 Integers = NDArray[np.int64]
@@ -97,7 +97,7 @@ class _Layout(NamedTuple):
     ids: Integers
     real: NDArray[np.bool_]
     kept: NDArray[np.bool_]
-    index: Integers  # token index in the store; of a special token: the block's nearest token
+    source: Integers  # token index in the store; of a special token: the block's nearest token
     special: NDArray[np.bool_]
 
 
@@ -152,8 +152,8 @@ class Extractor:
             InputError: a hidden state is not finite, or a token id is beyond the vocabulary.
         """
         layout = self._layout(numbers)
-        index, special = layout.index[layout.kept], layout.special[layout.kept]
-        document, position = self.store.locate(index)
+        special = layout.special[layout.kept]
+        document, position = self.store.locate(layout.source[layout.kept])
         position = np.where(special, -1, position)
         token = self._tensor(layout.ids[layout.kept])
         return TokenStates(
@@ -173,19 +173,13 @@ class Extractor:
         offset = column - before
         in_text = (offset >= 0) & (offset < length)
         real = column < before + length + after
-        index = start + np.clip(offset, 0, length - 1)
-        ids = np.where(in_text, self.store.tokens[index], self.transformer.pad_id).astype(np.int64)
+        source = start + np.clip(offset, 0, length - 1)
+        ids = np.where(in_text, self.store.tokens[source], self.transformer.pad_id).astype(np.int64)
         ids[:, :before] = self.frame.before
         for i, suffix in enumerate(self.frame.after):
             np.put_along_axis(ids, before + length + i, suffix, axis=1)
-        largest = int(ids.max())
-        if largest >= self.transformer.vocabulary_size:
-            raise InputError(
-                f"token id {largest} is beyond the {self.transformer.vocabulary_size} ids of"
-                f" {self.transformer.name}: its tokenizer and its weights do not belong together."
-            )
         kept = real if self.frame.keep else in_text
-        return _Layout(ids, real, kept, index, real & ~in_text)
+        return _Layout(ids, real, kept, source, real & ~in_text)
 
     def _forward(self, layout: _Layout, document: Integers, position: Integers) -> Tensor:
         """Run the transformer over the layout, `frame.sequences` at a time, `[L, t, d]`."""
@@ -212,7 +206,7 @@ class Extractor:
         part = layout.ids[first : first + size]
         ids[: len(part)], mask[: len(part)] = part, layout.real[first : first + size]
         hidden = self.transformer.hidden_states(
-            self._tensor(ids), self._tensor(mask), list(self.layers)
+            torch.from_numpy(ids), torch.from_numpy(mask), self.layers
         )
         return hidden.to(self.device).flatten(1, 2)
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dictlearn.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from dictlearn.text.tokens import TokenStore
+    from dictlearn.text import TokenStore
 
 
 class Context(NamedTuple):
@@ -45,7 +43,7 @@ def context(store: TokenStore, document: int, position: int, before: int, after:
     return Context(store.tokens[first:last].tolist(), target)
 
 
-def decode_tokens(tokenizer: PreTrainedTokenizerBase, ids: Iterable[int]) -> list[str]:
+def decode_tokens(tokenizer: Any, ids: Iterable[int]) -> list[str]:
     """Return every token as it reads within a sentence, with its leading space if it has one.
 
     A token alone decodes differently from one in a text (``##ing``, or a lost space), so each is

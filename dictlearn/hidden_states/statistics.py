@@ -122,3 +122,15 @@ class Normalization(nn.Module):
         if self._centers:
             x = x + self.mean[self._row[layer]]
         return x
+
+    def pooled(self, vectors: Tensor) -> Tensor:
+        """Return `[n, d]` normalised by the mean statistics of all layers, of no known layer."""
+        if self._centers:
+            vectors = vectors - self.mean.mean(0)
+        return vectors / self.scale.mean() if self._scales else vectors
+
+    def invert_pooled(self, x: Tensor) -> Tensor:
+        """Return the hidden states `[n, d]` that `pooled` made `x` from."""
+        if self._scales:
+            x = x * self.scale.mean()
+        return x + self.mean.mean(0) if self._centers else x

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -59,11 +60,11 @@ class ValidationBatches:
         self, extractor: Extractor, numbers: Integers, rank: int, world: int, batch_size: int
     ) -> None:
         self.extractor, self.numbers = extractor, numbers[rank::world]
-        rows = extractor.n_tokens(numbers).sum() * len(extractor.layers)
+        rows = int(extractor.n_tokens(numbers).sum()) * len(extractor.layers)
         self.blocks_per_batch = max(1, round(batch_size * len(numbers) / max(rows, 1)))
 
     def __len__(self) -> int:
-        return -(-len(self.numbers) // self.blocks_per_batch)
+        return math.ceil(len(self.numbers) / self.blocks_per_batch)
 
     def __iter__(self) -> Iterator[HiddenStates]:
         size = self.blocks_per_batch

@@ -13,7 +13,7 @@ from dictlearn import prox as prox_room
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import Normalization
-from dictlearn.inference import Encoder
+from dictlearn.inference import Inference
 from dictlearn.prox import Prox
 from dictlearn.storage import artifact
 from dictlearn.storage.trained import TrainedDictionary
@@ -22,7 +22,7 @@ from dictlearn.storage.trained import TrainedDictionary
 def save_dictionary(
     folder: Path,
     dictionary: Dictionary,
-    inference: Encoder,
+    inference: Inference,
     normalization: Normalization,
     about: dict[str, Any],
 ) -> None:
@@ -74,7 +74,7 @@ def load(path: str | Path) -> TrainedDictionary:
     shape = about["dictionary"]
     dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
     prox: Prox = _object(about["prox"])
-    inference: Encoder = _object(about["inference"])
+    inference: Inference = _object(about["inference"])
     inference.build(dictionary, prox)
     for name, module in (("dictionary", dictionary), ("inference", inference)):
         module.load_state_dict(_below(tensors, name))

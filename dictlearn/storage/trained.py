@@ -13,7 +13,7 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import HiddenStates, Normalization
-from dictlearn.inference import Encoder, Solution
+from dictlearn.inference import Inference, Solution
 from dictlearn.prox import Prox
 from dictlearn.transformer import FrozenTransformer
 
@@ -53,7 +53,7 @@ class TrainedDictionary:
         self,
         dictionary: Dictionary,
         prox: Prox,
-        inference: Encoder,
+        inference: Inference,
         normalization: Normalization,
         about: dict[str, Any],
     ) -> None:
@@ -121,7 +121,7 @@ class TrainedDictionary:
     def infer(self, hidden_states: Tensor | HiddenStates, layer: Layer = None) -> Solution:
         """Return codes with their certificates (relative duality gaps) for `[..., d]`."""
         vectors, layers, _ = self._rows(hidden_states, layer)
-        x = self.dictionary.center(self._normalize(vectors, layers))
+        x = self.dictionary.centre(self._normalize(vectors, layers))
         return self.inference(x, self.dictionary.atoms, self.prox, certify=True)
 
     def encode_text(self, text: str) -> EncodedText:
@@ -201,13 +201,13 @@ class TrainedDictionary:
         return self.normalization(vectors, layers)
 
     def _encode_rows(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
-        x = self.dictionary.center(self._normalize(vectors, layers))
+        x = self.dictionary.centre(self._normalize(vectors, layers))
         return self.inference(x, self.dictionary.atoms, self.prox).codes.dense()
 
     def _decode_rows(self, codes: Tensor, layers: Tensor | None) -> Tensor:
-        x = self.dictionary.decode(Codes.from_dense(codes))
+        x = self.dictionary.uncentre(self.dictionary.decode(Codes.from_dense(codes)))
         if layers is None:
-            return self.normalization.pooled_inverse(x)
+            return self.normalization.invert_pooled(x)
         return self.normalization.invert(x, layers)
 
     @staticmethod

@@ -24,13 +24,13 @@ logger = logging.getLogger(__name__)
 DEFAULT_PACKAGES = (
     *("pydoc", "stdlib", "hydra", "jinja2", "networkx", "numpy", "omegaconf"),
     *("pytorch_lightning", "rich", "safetensors", "torch.autograd", "torch.distributions"),
-    *("torch.nn", "torch.optim", "torch.utils", "transformers.data"),
-    *("transformers.generation", "transformers.pipelines"),
+    *("torch.nn", "torch.optim", "transformers.data", "transformers.generation"),
 )
 _MIN_CHARACTERS = 200  # a module with less prose than this is not a document
-_SKIPPED_FOLDERS = frozenset(
-    {"test", "tests", "testing", "_testing", "idle_test", "site-packages", "dist-packages"}
-    | {"lib2to3", "turtledemo", "_vendor", "vendor", "ensurepip", "pydoc_data"}
+_SKIPPED_FOLDERS = frozenset(  # tests, other people's packages, and sources with little prose
+    {"test", "tests", "testing", "_testing", "site-packages", "dist-packages", "_vendor", "vendor"}
+    | {"lib2to3", "turtledemo", "ensurepip", "pydoc_data", "idlelib", "encodings", "distutils"}
+    | {"f2py"}
 )
 
 

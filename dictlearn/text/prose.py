@@ -33,7 +33,7 @@ _SPOKEN = re.compile(
     r"\.\.\s+(note|warning|tip|important|caution|attention|hint|danger|seealso|admonition)::"
 )
 _BULLET = re.compile(r"([-*+•]|\(?\d{1,2}[.)]|\(?[a-z]\))\s+")
-_FIELD = re.compile(r":[a-z]+[^:`]*:\s*")  # :param x: , :return:
+_FIELD = re.compile(r":[a-z]+[^:`]*:(\s+|$)")  # :param x: , :return:
 _NAMED = re.compile(  # "name (type): " and "name -- " and "name : " before a description
     r"\*{0,2}[`'\"]?\w[\w.*]*[`'\"]?(\s*\([^()]*(\([^()]*\))?[^()]*\))?(\s*:|\s+--)\s+"
 )

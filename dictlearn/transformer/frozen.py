@@ -81,8 +81,9 @@ class FrozenTransformer:
         self.path, self.revision = str(path), revision
         self._dtype = choice("transformer.dtype", dtype, DTYPES)
         self.name = _slug(name or (NAME if self.path == EMBEDDED else self.path))
-        self._source = locate(self.path, revision)
-        self._config = self._source.config()
+        source = locate(self.path, revision)
+        self._config = source.config()
+        self._source = source.pinned()
         self._read_sizes(self._config)
         self._loaded: _Loaded | None = None
         self._lock = threading.RLock()
@@ -255,11 +256,10 @@ class FrozenTransformer:
         Loads the weights if they are not loaded: `dtype` is the one that is really used.
         """
         loaded = self._ready()
-        commit = getattr(self._config, "_commit_hash", None)
         return {
             "path": self.path,
             "name": self.name,
-            "revision": commit or self.revision if self._source.folder is None else None,
+            "revision": self._source.revision,
             "dtype": loaded.precision.name,
             "hidden_size": self.hidden_size,
             "n_layers": self.n_layers,

@@ -12,7 +12,7 @@ import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -62,6 +62,12 @@ class Source:
 
         config: PretrainedConfig = self._read("config.json", AutoConfig.from_pretrained)
         return config
+
+    def pinned(self) -> Source:
+        """Return this source at the very commit its config came from: later reads fit to it."""
+        if self.folder is not None:
+            return self
+        return replace(self, revision=self._cached_folder().name)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """Return the model's fast tokenizer.
@@ -133,6 +139,7 @@ class Source:
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def _cached_folder(self) -> Path:
+        """Return the folder of a hub model in the cache, ``.../snapshots/<commit>``."""
         from transformers.utils.hub import cached_file
 
         config = cached_file(

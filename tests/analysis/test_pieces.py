@@ -46,6 +46,13 @@ def test_tokens_that_are_text_already_stay_text() -> None:
     assert _line(tokens, "spaced") == "The water is running."
 
 
+def test_signs_that_always_have_a_space_are_put_where_they_belong() -> None:
+    tokens = [" he", " run", "s", " (", " really", " )", ".", " fast", " [", " x", " ]"]
+    assert style_of(tokens) == "loose"
+    assert _line(tokens, "loose") == "he runs (really). fast [x]"
+    assert style_of([*tokens, ")"]) == "spaced"
+
+
 def test_a_stray_mark_does_not_change_the_style() -> None:
     tokens = ["Ġ", "##ing", *(f"word{i}" for i in range(60))]
     assert style_of(tokens) == "wordpiece"
@@ -71,7 +78,7 @@ def test_what_cannot_be_seen_is_written_out(text: str, shown: str) -> None:
 
 
 def test_no_token_is_shown_as_nothing() -> None:
-    styles: list[Style] = ["wordpiece", "bytes", "sentencepiece", "spaced"]
+    styles: list[Style] = ["wordpiece", "bytes", "sentencepiece", "spaced", "loose"]
     for style in styles:
         for token in ("", "##", "Ġ", "▁", " ", "\n", "<0x", "Ċ"):
             assert piece(token, style).text

@@ -1,7 +1,7 @@
 """A small text with planted factors, and the Lightning parts that read it.
 
-Atom c fires on word c at layer 0, and more quietly on the token after word c at layer 3; run as a program, it
-validates once and writes the page (the test of several processes starts it with torchrun).
+Atom c fires on word c at layer 0, and more quietly on the token after word c at layer 3. Run as a
+program, it validates once and writes the page; the test of several processes starts it so.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,21 @@ def test_a_planted_factor_is_seen_on_its_word_with_its_strongest_codes(tmp_path:
     places = (SmallText().words == atom).nonzero()
     strongest = max(1 + 0.01 * int(p) + 0.1 * int(d) for d, p in places)
     assert codes[0] == pytest.approx(strongest, abs=0.005)
+
+
+def test_tokens_are_shaded_where_the_factor_fires_also_at_the_edge_of_a_document(
+    tmp_path: Path,
+) -> None:
+    html = validate(tmp_path, contexts=30, window=6)
+    n_shaded = n_at_edge = 0
+    for atom, word in enumerate(WORDS):
+        at_layer_0 = card(html, atom).split("<b>layer 0</b>")[1].split("<details")[0]
+        n_at_edge += len(re.findall(r"token [0-5]\"", at_layer_0))
+        shaded = re.findall(r'<i class="s\d" title="[\d.]+">([^<]*)</i>', at_layer_0)
+        assert set(map(unescape, shaded)) <= {word}
+        n_shaded += len(shaded)
+    assert n_shaded > 20
+    assert n_at_edge > 5
 
 
 def test_the_factor_of_a_layer_shows_what_comes_after_its_word(tmp_path: Path) -> None:

@@ -14,8 +14,7 @@ from dictlearn.hidden_states.datamodule import HiddenStateDataModule
 from dictlearn.hidden_states.extraction import Extractor, Frame
 from dictlearn.hidden_states.lanes import LanePlan
 from dictlearn.hidden_states.options import StreamOptions
-from dictlearn.text import Document
-from dictlearn.text.tokens import TokenStore, pack, tokenize
+from dictlearn.text import Document, TokenStore, pack, tokenize
 from dictlearn.transformer import FrozenTransformer
 
 SUBJECTS = ("the river", "a farmer", "my sister", "the old bank", "every teacher", "a grey cat")
@@ -74,7 +73,7 @@ SMALL: dict[str, Any] = {
 
 @pytest.fixture(scope="session")
 def transformer() -> FrozenTransformer:
-    made = FrozenTransformer()
+    made = FrozenTransformer(dtype="float32")
     made.load()
     return made
 

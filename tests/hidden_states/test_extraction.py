@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from torch import Tensor
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.extraction import Extractor, Frame
 from dictlearn.hidden_states.options import StreamOptions
-from dictlearn.text.tokens import TokenStore, pack, tokenize
+from dictlearn.hidden_states.stream import lane_block_bytes
+from dictlearn.text import pack, tokenize
 from dictlearn.transformer import FrozenTransformer
 from tests.hidden_states.conftest import Bench, Written
 
@@ -47,7 +50,7 @@ def test_rows_know_their_document_and_position(bench: Bench) -> None:
     index = torch.from_numpy(bench.store.offsets)[rows.document] + rows.position
     assert torch.equal(torch.from_numpy(bench.store.tokens[index.numpy()]).long(), rows.token)
     assert rows.vectors.dtype == torch.float32
-    assert rows.weight.unique().tolist() == [1.0]
+    assert set(rows.weight.tolist()) == {1.0}
 
 
 def test_rows_of_a_block_do_not_depend_on_what_else_is_computed(bench: Bench) -> None:
@@ -75,6 +78,17 @@ def test_kept_special_tokens_are_rows_at_position_minus_one(
     assert rows.document[special].tolist() == documents.tolist()
 
 
+def test_vectors_are_kept_in_the_computing_type_and_delivered_in_float32(bench: Bench) -> None:
+    half = FrozenTransformer(dtype="bfloat16")
+    extractor = Extractor(half, bench.store, bench.extractor.blocks, (0, 3), bench.extractor.frame)
+    numbers = np.array([1, 2])
+    assert extractor.extract(numbers).vectors.dtype == torch.bfloat16
+    assert lane_block_bytes(extractor, 4) < 0.6 * lane_block_bytes(bench.extractor, 4)
+    rows, exact = extractor.rows(numbers).vectors, bench.extractor.rows(numbers).vectors
+    assert rows.dtype == torch.float32
+    assert 0 < float((rows - exact).norm() / exact.norm()) < 0.02
+
+
 class NotFinite(FrozenTransformer):
     """The embedded transformer, with one number of one layer spoilt."""
 
@@ -88,7 +102,11 @@ class NotFinite(FrozenTransformer):
 
 def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(bench: Bench) -> None:
     spoilt = Extractor(
-        NotFinite(), bench.store, bench.extractor.blocks, (0, 3), bench.extractor.frame
+        NotFinite(dtype="float32"),
+        bench.store,
+        bench.extractor.blocks,
+        (0, 3),
+        bench.extractor.frame,
     )
     numbers = np.array([0, 6, 9])
     document, position = bench.store.locate(bench.extractor.blocks.start[[6]] + 1)
@@ -114,9 +132,7 @@ def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(
 def test_ids_beyond_the_vocabulary_are_refused_before_the_transformer_sees_them(
     bench: Bench, transformer: FrozenTransformer
 ) -> None:
-    wrong = TokenStore.__new__(TokenStore)
-    wrong.__dict__.update(bench.store.__dict__)
-    object.__setattr__(wrong, "tokens", bench.store.tokens + transformer.vocabulary_size)
+    wrong = replace(bench.store, tokens=bench.store.tokens + transformer.vocabulary_size)
     extractor = Extractor(transformer, wrong, bench.extractor.blocks, (0,), bench.extractor.frame)
     with pytest.raises(InputError, match="do not belong together"):
         extractor.rows(np.array([0]))
@@ -138,17 +154,16 @@ def gpt2_folder(folder: Path) -> Path:
     )
     tokenizer.train_from_iterator((d.text for d in Written().documents()), trainer)
     end = "<|endoftext|>"
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token=end, eos_token=end
-    ).save_pretrained(folder)
+    fast: Any = PreTrainedTokenizerFast
+    fast(tokenizer_object=tokenizer, bos_token=end, eos_token=end).save_pretrained(folder)
     torch.manual_seed(0)
-    size = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
-    GPT2Model(GPT2Config(vocab_size=len(tokenizer.get_vocab()), **size)).save_pretrained(folder)
+    size: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 32}
+    GPT2Model(GPT2Config(vocab_size=tokenizer.get_vocab_size(), **size)).save_pretrained(folder)
     return folder
 
 
 def test_gpt2_gives_rows_too(tmp_path: Path) -> None:
-    transformer = FrozenTransformer(str(gpt2_folder(tmp_path / "gpt2")))
+    transformer = FrozenTransformer(str(gpt2_folder(tmp_path / "gpt2")), dtype="float32")
     store = tokenize(Written(8), transformer.tokenizer, tmp_path / "tokens")
     blocks = pack(store, np.ones(8, dtype=bool), 16)
     frame = Frame.of(transformer, StreamOptions(block_length=16, sequences_per_block=4))

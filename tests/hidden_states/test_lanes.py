@@ -16,7 +16,8 @@ def make_plan(n: int = 37, lanes: int = 4, seed: int = 0) -> LanePlan:
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
 def test_all_lanes_together_have_every_token_block_once_an_epoch(epoch: int) -> None:
-    plan, seen = make_plan(), []
+    plan = make_plan()
+    seen: list[int] = []
     for lane in range(4):
         row = 0
         while (block := plan.block(lane, row)).epoch <= epoch:

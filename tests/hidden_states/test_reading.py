@@ -6,7 +6,7 @@ import pytest
 
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.reading import context, decode_tokens
-from dictlearn.text.tokens import TokenStore
+from dictlearn.text import TokenStore
 from dictlearn.transformer import FrozenTransformer
 from tests.hidden_states.test_extraction import gpt2_folder
 

@@ -13,7 +13,7 @@ from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.extraction import Extractor
 from dictlearn.hidden_states.lanes import LaneBlock, LanePlan
 from dictlearn.hidden_states.stream import LaneStream, Share, ShuffledBlock, lane_block_bytes
-from dictlearn.text.tokens import TokenStore, pack
+from dictlearn.text import TokenStore, pack
 from dictlearn.transformer import FrozenTransformer
 from tests.hidden_states.conftest import Bench
 from tests.hidden_states.test_extraction import NotFinite
@@ -147,7 +147,11 @@ def test_the_background_thread_ends_with_the_stream(bench: Bench) -> None:
 
 def test_an_error_in_the_background_reaches_the_reader(bench: Bench) -> None:
     spoilt = Extractor(
-        NotFinite(), bench.store, bench.extractor.blocks, (0, 3), bench.extractor.frame
+        NotFinite(dtype="float32"),
+        bench.store,
+        bench.extractor.blocks,
+        (0, 3),
+        bench.extractor.frame,
     )
     with pytest.raises(InputError, match="is not finite"):
         list(LaneStream(bench.plan, spoilt, Share(range(LANES), 5), 0, 50, True))

@@ -96,6 +96,38 @@ def test_rows_do_not_depend_on_their_neighbours() -> None:
         torch.testing.assert_close(alone.gap[0], together.gap[row], rtol=1e-6, atol=1e-12)
 
 
+def restarted_fista(
+    x: torch.Tensor, atoms: torch.Tensor, lambda_: float, n_steps: int
+) -> torch.Tensor:
+    """One row of O'Donoghue & Candes 2015, gradient scheme, written out."""
+    eta = 1 / exact_largest_eigenvalue(atoms)
+    a = y = torch.zeros(len(atoms), dtype=x.dtype)
+    t = 1.0
+    for _ in range(n_steps):
+        a_next = (y + eta * atoms @ (x - y @ atoms) - eta * lambda_).clamp(min=0)
+        if (y - a_next) @ (a_next - a) > 0:
+            y, t = a_next, 1.0
+        else:
+            following = (1 + math.sqrt(1 + 4 * t * t)) / 2
+            y, t = a_next + (t - 1) / following * (a_next - a), following
+        a = a_next
+    return a
+
+
+@pytest.mark.parametrize("n_steps", [60, 100])
+def test_every_row_restarts_on_its_own(n_steps: int) -> None:
+    given = problem(n=6)
+    step = 1 / exact_largest_eigenvalue(given.atoms)
+    options = {"tolerance": 0.0, "max_steps": n_steps, "step_size": step}
+    codes, plain = (
+        infer(*given, Soft(0.05), Fista(restart), **options).codes.values  # type: ignore[arg-type]
+        for restart in (True, False)
+    )
+    rows = [restarted_fista(x, given.atoms, 0.05, n_steps) for x in given.x]
+    torch.testing.assert_close(codes, torch.stack(rows))
+    assert not torch.allclose(codes, plain)
+
+
 def test_restart_and_a_warm_start_save_steps_and_fista_beats_ista() -> None:
     given, prox = problem(n=100, d=32, m=128), Soft(0.05)
     solvers: dict[str, Solver] = {"ista": Ista(), "plain": SOLVERS[2], "restart": Fista()}

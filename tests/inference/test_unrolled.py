@@ -115,7 +115,7 @@ def test_one_topk_layer_with_its_own_weights_is_the_topk_autoencoder() -> None:
     loss = training_loss(given.x, dictionary.decode(codes), codes, prox)
     torch.testing.assert_close(loss, 0.5 * (given.x - x_hat).square().sum(1).mean())
     loss.backward()  # type: ignore[no-untyped-call]
-    (0.5 * (given.x - x_hat).square().sum(1).mean()).backward()  # type: ignore[no-untyped-call]
+    (0.5 * (given.x - x_hat).square().sum(1).mean()).backward()
     pairs = (
         (dictionary.atoms, plain.decoder, 1),
         (encoder.analysis[0], plain.encoder, 1),
