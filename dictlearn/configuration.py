@@ -70,7 +70,9 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if type(cause).__name__ == "MisconfigurationException":  # Lightning's word for a wrong value
+        if (
+            type(cause).__name__ == "MisconfigurationException"
+        ):  # Lightning's word for a wrong value
             raise InputError(" ".join(str(cause).split())) from None
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             raise InputError(_unexpected(cause, container)) from None

@@ -47,9 +47,7 @@ def whole_number(key: str, value: object, minimum: int = 1) -> int:
     return int(value)
 
 
-def number(
-    key: str, value: object, minimum: float = -math.inf, maximum: float = math.inf
-) -> float:
+def number(key: str, value: object, minimum: float = -math.inf, maximum: float = math.inf) -> float:
     """Return `value` as a finite float between `minimum` and `maximum`.
 
     Raises:

@@ -107,7 +107,8 @@ class DictionaryLearner(pl.LightningModule):
         decoded = self.dictionary.decode(solution.codes)
         loss = training_loss(x, decoded, solution.codes, self.prox, batch.weight)
         self._observe(solution, batch)
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0:
             self._log_training(batch, decoded.detach(), solution, loss.detach())
         return loss
 

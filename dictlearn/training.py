@@ -1,4 +1,4 @@
-"""The main job: fit, evaluate on held-out text, save the artefact. The place that knows all rooms."""
+"""The main job: fit, evaluate on held-out text, save the artefact. It knows all rooms."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 
@@ -157,8 +156,11 @@ def _leave(
             "prox": values["prox"],
             "inference": values["inference"],
             "transformer": data.transformer.describe(),
-            "text": {"source": data.text.name, "block_length": data.options.block_length,
-                     "special_tokens": data.options.special_tokens},
+            "text": {
+                "source": data.text.name,
+                "block_length": data.options.block_length,
+                "special_tokens": data.options.special_tokens,
+            },
             "metrics": figures,
         },
     )

@@ -56,10 +56,8 @@ class DeadAtomRevival(pl.Callback):
             self._revive(trainer, pl_module, batch)
 
     @torch.no_grad()
-    def _revive(
-        self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates
-    ) -> None:
-        dead = learner.dead().nonzero().flatten()
+    def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:
+        dead = learner.is_dead().nonzero().flatten()
         if len(dead) == 0:
             return
         residual = learner.residual(batch)

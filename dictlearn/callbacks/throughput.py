@@ -40,7 +40,7 @@ class Throughput(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on."""
-        if trainer.training or trainer.validating is False:
+        if trainer.state.fn == "fit":
             self._run()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -57,7 +57,8 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count the batch, and log the speed since the last logged step."""
         self.vectors += len(batch.vectors) * trainer.world_size
-        if (batch_idx + 1) % trainer.log_every_n_steps == 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (batch_idx + 1) % every == 0:
             self._pause()
             self._run()
             vectors = self.vectors - self._window_vectors

@@ -1,0 +1,1 @@
+"""Atomic writes, checkpoints, and a trained dictionary on disk."""

@@ -1,4 +1,4 @@
-"""A trained dictionary on disk: ``dictionary.safetensors`` and ``config.json``, nothing executable."""
+"""A trained dictionary on disk: ``dictionary.safetensors`` and ``config.json``, only data."""
 
 from __future__ import annotations
 

@@ -122,7 +122,8 @@ class TrainedDictionary:
         """Return codes with their certificates (relative duality gaps) for `[..., d]`."""
         vectors, layers, _ = self._rows(hidden_states, layer)
         x = self.dictionary.centre(self._normalize(vectors, layers))
-        return self.inference(x, self.dictionary.atoms, self.prox, certify=True)
+        solution: Solution = self.inference(x, self.dictionary.atoms, self.prox, certify=True)
+        return solution
 
     def encode_text(self, text: str) -> EncodedText:
         """Return the factors of every token of a text at every tapped layer.
@@ -156,7 +157,8 @@ class TrainedDictionary:
         self, hidden_states: Tensor | HiddenStates, layer: Layer
     ) -> tuple[Tensor, Tensor | None, torch.Size]:
         if isinstance(hidden_states, HiddenStates):
-            hidden_states, layer = hidden_states.vectors, hidden_states.layer
+            layer = hidden_states.layer
+            hidden_states = hidden_states.vectors
         width = self.dictionary.width
         if hidden_states.shape[-1] != width:
             raise InputError(
@@ -198,11 +200,13 @@ class TrainedDictionary:
     def _normalize(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
         if layers is None:
             return self.normalization.pooled(vectors)
-        return self.normalization(vectors, layers)
+        x: Tensor = self.normalization(vectors, layers)
+        return x
 
     def _encode_rows(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
         x = self.dictionary.centre(self._normalize(vectors, layers))
-        return self.inference(x, self.dictionary.atoms, self.prox).codes.dense()
+        solution: Solution = self.inference(x, self.dictionary.atoms, self.prox)
+        return solution.codes.dense()
 
     def _decode_rows(self, codes: Tensor, layers: Tensor | None) -> Tensor:
         x = self.dictionary.uncentre(self.dictionary.decode(Codes.from_dense(codes)))

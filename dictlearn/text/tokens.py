@@ -71,7 +71,7 @@ def tokenize(
     key = digest([_STORE_VERSION, source.fingerprint(), rules])
     path = Path(directory) / key
     if path.is_dir():
-        logger.info("tokens of %s: reading %s", source.name, path)
+        logger.debug("tokens of %s: reading %s", source.name, path)
         return open_store(path)
     try:
         with atomic_folder(path) as folder, reporting(progress, source.name) as report:

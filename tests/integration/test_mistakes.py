@@ -64,7 +64,11 @@ def test_a_mistake_is_told_in_one_sentence(
     name: str, place: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     overrides, pattern = MISTAKES[name]
-    text = [] if any("text" in item for item in overrides) else ["text=local", f"text.path={text_folder}"]
+    text = (
+        []
+        if any("text" in item for item in overrides)
+        else ["text=local", f"text.path={text_folder}"]
+    )
     before = sorted(os.listdir(place))
     with pytest.raises(SystemExit) as stop:
         cli.train([*FAST, *text, *(item.format(tmp=place) for item in overrides)])
@@ -77,7 +81,9 @@ def test_a_mistake_is_told_in_one_sentence(
     assert [entry for entry in sorted(os.listdir(place)) if entry != "data"] == before
 
 
-def test_an_unknown_command_names_the_nearest(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_command_names_the_nearest(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("sys.argv", ["dictlearn", "trian"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

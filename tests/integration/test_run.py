@@ -86,7 +86,9 @@ def test_metrics_json_has_every_key_and_sane_figures(finished: Path) -> None:
 
 def test_the_history_holds_training_and_held_out_figures(finished: Path) -> None:
     header = (finished / "metrics.csv").read_text().splitlines()[0].split(",")
-    assert {"step", "train/fvu", "train/l0", "train/loss", "val/fvu", "val/fvu_layer_6"} <= set(header)
+    assert {"step", "train/fvu", "train/l0", "train/loss", "val/fvu", "val/fvu_layer_6"} <= set(
+        header
+    )
 
 
 def test_the_checkpoint_holds_plain_tensors_and_values(finished: Path) -> None:
@@ -118,7 +120,7 @@ def test_the_artefact_encodes_in_a_fresh_process(finished: Path) -> None:
 def test_encode_prints_factors_per_layer_and_token(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.encode([f"run={finished}", "text=The \"bank\", it's [by] the river: a=b", "top=2"])
+    cli.encode([f"run={finished}", 'text=The "bank", it\'s [by] the river: a=b', "top=2"])
     printed = capsys.readouterr().out
     assert printed.count("hidden state") == 7
     assert "river" in printed
@@ -154,7 +156,14 @@ def test_same_seed_same_figures_twice(tmp_path: Path, text_folder: Path) -> None
     figures = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         few = [*SMALL, "max_vectors=8192", "callbacks=none", f"seed={seed}"]
-        cli.train([*few, f"text.path={text_folder}", f"hydra.run.dir={tmp_path}/{out}", f"data_dir={tmp_path}"])
+        cli.train(
+            [
+                *few,
+                f"text.path={text_folder}",
+                f"hydra.run.dir={tmp_path}/{out}",
+                f"data_dir={tmp_path}",
+            ]
+        )
         found = json.loads((tmp_path / out / "metrics.json").read_text())
         figures.append({key: value for key, value in found.items() if "second" not in key})
     assert figures[0] == figures[1]
