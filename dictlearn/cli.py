@@ -121,7 +121,7 @@ def _launch(
     except (HydraException, OmegaConfBaseException) as error:
         if wants_trace:
             raise
-        _stop(explain(error, config_name))
+        _stop(explain(error, config_name, sys.argv[1:]))
     finally:
         sys.argv = command_line
         _set_trace(wants_trace)

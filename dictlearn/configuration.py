@@ -6,15 +6,16 @@ Imports Hydra and OmegaConf only, so that ``--help`` and a typo are answered at 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import InstantiationException
+from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dictlearn.errors import InputError, nearest
 
@@ -29,8 +30,15 @@ def config_dir() -> str:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """Return the resolved config as plain dictionaries, lists, numbers and strings."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    """Return the resolved config as plain dictionaries, lists, numbers and strings.
+
+    Raises:
+        InputError: a key that must be given has no value, or an interpolation fails.
+    """
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise InputError(_unresolved(error)) from None
     if not isinstance(container, dict):
         raise TypeError("a config is a mapping")
     return {str(key): value for key, value in container.items()}
@@ -95,11 +103,16 @@ def flat_keys(node: Any, prefix: str = "") -> Iterator[str]:
             yield from flat_keys(value, f"{name}.")
 
 
-def known_keys(config_name: str) -> list[str]:
-    """Return every key of a config as it is without overrides."""
+def known_keys(config_name: str, arguments: Sequence[str] = ()) -> list[str]:
+    """Return every key of a config, with the options of groups that `arguments` choose."""
+    names = groups()
+    chosen = [argument for argument in arguments if argument.partition("=")[0] in names]
     GlobalHydra.instance().clear()
     with initialize_config_dir(config_dir(), version_base="1.3"):
-        config = compose(config_name)
+        try:
+            config = compose(config_name, overrides=chosen)
+        except HydraException:
+            config = compose(config_name)
     return list(flat_keys(OmegaConf.to_container(config, resolve=False)))
 
 
@@ -108,20 +121,35 @@ def groups() -> list[str]:
     return sorted(path.name for path in Path(config_dir()).iterdir() if path.is_dir())
 
 
-def explain(error: Exception, config_name: str) -> str:
-    """Turn an error of Hydra or OmegaConf into one sentence, with the nearest valid name."""
+def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
+    """Turn an error of Hydra or OmegaConf into one sentence, with the nearest valid name.
+
+    Args:
+        error: what composing the config raised.
+        config_name: ``train``, ``encode``, ...
+        arguments: the command line.
+    """
     text = " ".join(str(error).split())
     option = re.search(r"Could not find '([\w/.-]+)/([^'/]+)'", text)
     if option:
         return _unknown_option(option.group(1), option.group(2))
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
-        names = sorted({*known_keys(config_name), *groups()})
-        return f"There is no option '{key.group(1)}'.{nearest(key.group(1), names)}"
-    missing = re.search(r"Missing mandatory value: (\S+)", text)
-    if missing:
-        return f"{missing.group(1)} has no value: give it as {missing.group(1)}=VALUE."
+        return _unknown_key(key.group(1), known_keys(config_name, arguments))
     return text
+
+
+def _unresolved(error: OmegaConfBaseException) -> str:
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} has no value: give it as {error.full_key}=VALUE."
+    return " ".join(str(error).split())
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    group = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == group != ""]
+    there = f" {group} has {', '.join(siblings)}." if siblings else ""
+    return f"There is no option '{key}'.{nearest(key, [*known, *groups()])}{there}"
 
 
 def _unknown_option(group: str, option: str) -> str:

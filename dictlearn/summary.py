@@ -50,10 +50,12 @@ def show_factors(config: DictConfig) -> None:
     Raises:
         InputError: no dictionary there, an empty text, or a layer that it was not trained on.
     """
+    from dictlearn.configuration import plain
     from dictlearn.noise import quiet
     from dictlearn.storage.saved import load
 
     quiet()
+    plain(config)
     top = whole_number("top", config.top)
     trained = load(str(config.run))
     layers = trained.layers

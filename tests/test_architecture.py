@@ -48,7 +48,7 @@ ARROWS: dict[str, set[str]] = {
         "noise",
         "storage",
     },
-    "summary": {"errors", "noise", "storage"},
+    "summary": {"configuration", "errors", "noise", "storage"},
     "cli": {"configuration", "errors", "summary", "training"},
     "__init__": {"storage"},
 }

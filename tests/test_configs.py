@@ -66,6 +66,8 @@ def test_it_builds(option: str, tmp_path: Path, minilm_folder: Path, text_folder
         local += ["transformer=local"]
     if option.startswith(("text=", "experiment=")):
         local += [] if option == "text=installed_docs" else [f"text.path={text_folder}"]
+    if option.startswith("inference=") and option != "inference=unrolled":
+        local += ["prox=soft"]  # exact codes exist for convex penalties only
     config = composed(option, *local, f"data_dir={tmp_path}", out=tmp_path)
     learner, data = training.compose(config, plain(config))
     assert learner.dictionary.atoms.shape == (config.dictionary.n_atoms, 384)

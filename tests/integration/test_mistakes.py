@@ -14,8 +14,7 @@ FAST = [
     "hidden_states.batch_size=1024",
     "hidden_states.validation_vectors=2048",
     "dictionary.n_atoms=64",
-    "prox.k=4",
-    "callbacks=none",
+        "callbacks=none",
     "trainer.enable_progress_bar=false",
 ]
 
@@ -31,6 +30,7 @@ MISTAKES = {
     "no folder of a model": (["transformer=local", "transformer.path={tmp}/no"], r"/no\b"),
     "a folder without weights": (["transformer=local", "transformer.path={tmp}/bare"], r"weights"),
     "layers out of range": (["hidden_states.layers=[0,9]"], r"9.*0.*6"),
+    "option of another choice": (["prox=soft", "prox.k=5"], r"'prox\.k'.*prox\.lambda_"),
     "no atoms": (["dictionary.n_atoms=0"], r"n_atoms=0"),
     "negative atoms": (["dictionary.n_atoms=-5"], r"n_atoms=-5"),
     "atoms in words": (["dictionary.n_atoms=many"], r"n_atoms.*'many'"),
