@@ -79,12 +79,15 @@ def encode(arguments: list[str] | None = None) -> None:
 
 
 def _quoted(argument: str) -> str:
-    """Protect the value of ``text=...`` from Hydra's grammar: a sentence is taken as it is."""
+    """Protect the value of ``text=...`` from Hydra's grammar: a sentence is taken as it is.
+
+    Hydra would take ``text=`` for the config group of that name, so the key is another one.
+    """
     key, sign, value = argument.partition("=")
     if key != "text" or not sign:
         return argument
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
-    return f"text='{escaped}'"
+    return f"sentence='{escaped}'"
 
 
 def _launch(

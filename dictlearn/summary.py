@@ -56,6 +56,8 @@ def show_factors(config: DictConfig) -> None:
 
     quiet()
     plain(config)
+    if not config.sentence:
+        raise InputError('text has no value: give a sentence as text="...".')
     top = whole_number("top", config.top)
     trained = load(str(config.run))
     layers = trained.layers
@@ -66,7 +68,7 @@ def show_factors(config: DictConfig) -> None:
         layers = tuple(config.layers)
     elif config.layers != "all":
         raise InputError(f"layers={config.layers} must be all or a list out of {layers}.")
-    found = trained.encode_text(str(config.text))
+    found = trained.encode_text(str(config.sentence))
     console = Console(highlight=False)
     for layer in layers:
         codes = found.codes[found.layers.index(layer)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.configuration import build, known_keys, plain
@@ -49,6 +49,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     try:
         log_config(trainer.loggers, values)
         trainer.fit(learner, datamodule=data)
+        _keep_last(trainer)
         figures = _held_out(trainer, learner, data)
         figures |= _training_figures(trainer, learner, data)
         figures["seconds/total"] = time.perf_counter() - start
@@ -98,25 +99,39 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
 
 
+def _callbacks(config: DictConfig, data: HiddenStateDataModule) -> list[pl.Callback]:
+    callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
+    if not config.trainer.enable_progress_bar:
+        callbacks = [entry for entry in callbacks if not isinstance(entry, ProgressBar)]
+    if data.text.validation_fraction == 0:
+        for entry in callbacks:
+            if isinstance(entry, ModelCheckpoint):
+                entry.monitor = None  # nothing is held out: only the last state is kept
+    return [*callbacks, Throughput()]
+
+
 def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
-    callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
-    if data.text.validation_fraction == 0:
-        for callback in callbacks:
-            if isinstance(callback, ModelCheckpoint):
-                callback.monitor = None
+    callbacks = _callbacks(config, data)
     trainer: pl.Trainer = build(
         config["trainer"],
         logger=loggers or False,
-        callbacks=[*callbacks, Throughput()],
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        enable_checkpointing=any(isinstance(entry, ModelCheckpoint) for entry in callbacks),
     )
     steps = data.n_steps(trainer.world_size)
     share = trainer.val_check_interval
     if isinstance(share, float):
         trainer.val_check_interval = max(1, int(steps * share))
     return trainer
+
+
+def _keep_last(trainer: pl.Trainer) -> None:
+    """Make last.ckpt that of the last step; ModelCheckpoint saved at the last validation."""
+    for entry in trainer.checkpoint_callbacks:
+        if isinstance(entry, ModelCheckpoint) and entry.save_last and entry.dirpath:
+            trainer.save_checkpoint(Path(entry.dirpath) / "last.ckpt")
 
 
 def _held_out(

@@ -35,7 +35,8 @@ class StreamOptions:
         sequences_per_block: sequences of a lane whose vectors are shuffled together.
         validation_vectors: largest number of held-out vectors.
         statistics_tokens: tokens on which means and scales are measured.
-        prefetch: compute the next block in the background: true, false, or auto.
+        prefetch: compute the next block in the background: true, false, or auto (on a GPU, or
+            where there are more cores than processes). It takes twice the memory.
 
     Raises:
         InputError: a value is not allowed.

@@ -91,6 +91,22 @@ def test_text_that_is_gone_round_again_is_said_once(
     assert "4 lanes x 1 blocks of 4 sequences" in memory[0]
 
 
+@pytest.mark.parametrize(("cores", "blocks"), [(1, 1), (2, 2)])
+def test_the_background_thread_is_used_where_a_core_is_free(
+    make_module: MakeModule,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    blocks: int,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    module = make_module(Written(10), prefetch="auto")
+    module.setup()
+    with caplog.at_level(logging.INFO, logger="dictlearn"):
+        module.train_dataloader()
+    assert f"4 lanes x {blocks} blocks" in caplog.text
+
+
 def test_without_held_out_documents_there_is_no_validation(make_module: MakeModule) -> None:
     module = make_module(Written(10, validation_fraction=0))
     module.setup()

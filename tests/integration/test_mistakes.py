@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from dictlearn import cli
 
@@ -14,7 +16,7 @@ FAST = [
     "hidden_states.batch_size=1024",
     "hidden_states.validation_vectors=2048",
     "dictionary.n_atoms=64",
-        "callbacks=none",
+    "callbacks=none",
     "trainer.enable_progress_bar=false",
 ]
 
@@ -27,6 +29,15 @@ MISTAKES = {
     "no value": (["text=local"], r"text\.path"),
     "missing text": (["text=local", "text.path=nowhere.txt"], r"nowhere\.txt"),
     "empty text": (["text=local", "text.path={tmp}/empty.txt"], r"empty\.txt"),
+    "bytes that are no text": (["text=local", "text.path={tmp}/bytes.txt"], r"bytes\.txt"),
+    "a column that is not there": (
+        ["text=local", "text.path={tmp}/rows.jsonl", "text.column=txt"],
+        r"txt.*Did you mean 'text'",
+    ),
+    "hidden states that are not finite": (
+        ["transformer=local", "transformer.path={nan}", "transformer.dtype=float32"],
+        r"hidden_states\[3\].*not finite in document .*\.txt",
+    ),
     "no folder of a model": (["transformer=local", "transformer.path={tmp}/no"], r"/no\b"),
     "a folder without weights": (["transformer=local", "transformer.path={tmp}/bare"], r"weights"),
     "layers out of range": (["hidden_states.layers=[0,9]"], r"9.*0.*6"),
@@ -55,13 +66,26 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path) 
     bare.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (bare / name).write_bytes((minilm_folder / name).read_bytes())
+    (tmp_path / "bytes.txt").write_bytes(b"text \xff\xfe and more")
+    (tmp_path / "rows.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def broken_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Path:
+    """A copy of the model in which one weight of the third block is not a number."""
+    folder = tmp_path_factory.mktemp("model") / "nan"
+    shutil.copytree(minilm_folder, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["encoder.layer.2.output.dense.weight"][0, 0] = float("nan")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_told_in_one_sentence(
-    name: str, place: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
+    name: str, place: Path, broken_model: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     overrides, pattern = MISTAKES[name]
     text = (
@@ -71,7 +95,7 @@ def test_a_mistake_is_told_in_one_sentence(
     )
     before = sorted(os.listdir(place))
     with pytest.raises(SystemExit) as stop:
-        cli.train([*FAST, *text, *(item.format(tmp=place) for item in overrides)])
+        cli.train([*FAST, *text, *(item.format(tmp=place, nan=broken_model) for item in overrides)])
     error = capfd.readouterr().err
     assert stop.value.code == 2
     said = [line for line in error.splitlines() if line.startswith("dictlearn: ")]

@@ -192,6 +192,7 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
         tmp_path,
         *SMALL,
         "trainer=ddp_cpu",
+        "hidden_states.batch_size=512",
         f"text.path={text_folder}",
         "hydra.run.dir=out",
     )
