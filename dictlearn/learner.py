@@ -95,7 +95,10 @@ class DictionaryLearner(pl.LightningModule):
     def infer(self, states: HiddenStates, *, certify: bool = False) -> tuple[Tensor, Solution]:
         """Return the normalised vectors less the bias, `[n, d]`, and their codes."""
         x = self.dictionary.centre(self.normalization(states.vectors, states.layer))
-        return x, self.inference(x, self.dictionary.atoms, self.prox, certify=certify)
+        atoms = self.dictionary.atoms
+        if self.update.fixed_codes:
+            atoms = atoms.detach()
+        return x, self.inference(x, atoms, self.prox, certify=certify)
 
     def raw(self, decoded: Tensor, layer: Tensor) -> Tensor:
         """Return decoded rows `[n, d]` as hidden states of the layers `[n]`."""

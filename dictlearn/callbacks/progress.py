@@ -48,7 +48,7 @@ class ValidationLines(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or "val/fvu" not in figures:
             return
         log.info(
-            "step %d of %d: held-out FVU %.4f, L0 %.1f, cosine %.3f, dead %.1f %%",
+            "step %d of %s: held-out FVU %.4f, L0 %.1f, cosine %.3f, dead %.1f %%",
             trainer.global_step,
             trainer.num_training_batches,
             figures["val/fvu"],

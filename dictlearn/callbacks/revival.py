@@ -63,9 +63,10 @@ class DeadAtomRevival(pl.Callback):
         residual = learner.residual(batch)
         draws = generator(self.seed, "revival", trainer.global_step)
         rows = sample_by_error(residual, len(dead), draws)
-        dead = dead[: len(rows)]
         atoms = torch.nn.functional.normalize(residual[rows], dim=-1)
-        atoms = trainer.strategy.broadcast(atoms)
+        # By way of the CPU: a pickled CUDA tensor would come back on the GPU of process 0.
+        atoms = trainer.strategy.broadcast(atoms.cpu()).to(residual)
+        dead = dead[: len(atoms)]
         learner.replace_atoms(dead, atoms)
         self.revived += len(dead)
         log.info("%d dead atoms revived at step %d", len(dead), trainer.global_step)

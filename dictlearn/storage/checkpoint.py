@@ -1,21 +1,24 @@
-"""Checkpoints that are never half written."""
+"""Checkpoints that are never half written, and never run code when they are read."""
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from dictlearn.errors import InputError
 from dictlearn.storage.atomic import atomic_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, flushes it and renames it.
+    """Writes a checkpoint beside its target, flushes it and renames it; reads plain values only.
 
     Lightning stages in ``$TMPDIR`` and moves: on another file system that is a plain copy onto
-    the final name, which a crash leaves truncated.
+    the final name, which a crash leaves truncated. And whether it unpickles objects depends on
+    its version and on the environment.
     """
 
     def save_checkpoint(
@@ -24,3 +27,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to the local file `path`."""
         with atomic_file(Path(path)) as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain values from the local file `path`, whatever `weights_only` says.
+
+        Raises:
+            InputError: there is no such file, it is damaged, or it holds other objects.
+        """
+        try:
+            checkpoint: dict[str, Any] = torch.load(
+                path, map_location=map_location, weights_only=True
+            )
+        except FileNotFoundError:
+            raise InputError(f"There is no checkpoint {path}.") from None
+        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            raise InputError(
+                f"{path} is not a checkpoint of tensors and plain values, or is damaged: give one "
+                "that this library wrote."
+            ) from error
+        return checkpoint

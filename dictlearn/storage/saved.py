@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ def save_dictionary(
     tensors["normalization.mean"] = normalization.mean
     tensors["normalization.scale"] = normalization.scale
     config = {
-        "library": f"transformer-factors {version('transformer-factors')}",
+        "library": _library(),
         "dictionary": {
             "n_atoms": dictionary.n_atoms,
             "width": dictionary.width,
@@ -71,6 +71,19 @@ def load(path: str | Path) -> TrainedDictionary:
     """
     folder = artifact.find(path)
     tensors, about = artifact.read(folder)
+    try:
+        return _assembled(tensors, about)
+    except InputError:
+        raise
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(
+            f"{folder / artifact.CONFIG} does not describe the tensors beside it ({found}); "
+            "restore both from where they were made."
+        ) from error
+
+
+def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDictionary:
     shape = about["dictionary"]
     dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
     prox: Prox = _object(about["prox"])
@@ -86,6 +99,15 @@ def load(path: str | Path) -> TrainedDictionary:
         tensors["normalization.scale"],
     )
     return TrainedDictionary(dictionary, prox, inference, normalization, about)
+
+
+def _library() -> str:
+    """Return name and version; a checkout that was never installed has no version."""
+    name = "transformer-factors"
+    try:
+        return f"{name} {version(name)}"
+    except PackageNotFoundError:
+        return name
 
 
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -109,6 +131,7 @@ def _object(node: Any) -> Any:
         return node
     arguments = {key: _object(value) for key, value in node.items() if key != "type"}
     for room in (prox_room, inference_room):
-        if node.get("type") in room.__all__:
-            return getattr(room, node["type"])(**arguments)
+        found = getattr(room, node["type"]) if node.get("type") in room.__all__ else None
+        if isinstance(found, type):
+            return found(**arguments)
     raise InputError(f"config.json names {node.get('type')}, which this version does not have.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -95,14 +96,15 @@ class TrainedDictionary:
                 layer in their order (as the tapped part of transformers' `hidden_states`, stacked),
                 or a batch of the stream, which knows its layers.
             layer: the index of `hidden_states` that the vectors come from, or one index for every
-                entry of the first axis. Left out: all tapped layers if the first axis has their
-                number, otherwise the mean statistics of all layers, with a warning.
+                entry of the first axis. Left out: the only tapped layer; or all of them, if there
+                are three axes or more and the first has their number; otherwise the mean
+                statistics of all layers, with a warning.
 
         Raises:
             InputError: wrong width, or a layer that the dictionary was not trained on.
         """
-        vectors, layers, shape = self._rows(hidden_states, layer)
-        return self._in_chunks(self._encode_rows, vectors, layers).view(*shape, -1)
+        vectors, layer = self._checked(hidden_states, layer)
+        return self._in_chunks(self._encode_rows, vectors, self._layers_of(vectors, layer))
 
     @torch.no_grad()
     def decode(self, codes: Tensor, layer: Layer = None) -> Tensor:
@@ -112,16 +114,18 @@ class TrainedDictionary:
                 f"The codes have {codes.shape[-1]} entries but the dictionary has "
                 f"{self.dictionary.n_atoms} atoms."
             )
-        layers = self._layers_of(codes, layer)
-        rows = codes.reshape(-1, codes.shape[-1]).float()
-        raw = self._in_chunks(self._decode_rows, rows, layers)
-        return raw.view(*codes.shape[:-1], -1)
+        return self._in_chunks(self._decode_rows, codes, self._layers_of(codes, layer))
 
     @torch.no_grad()
     def infer(self, hidden_states: Tensor | HiddenStates, layer: Layer = None) -> Solution:
-        """Return codes with their certificates (relative duality gaps) for `[..., d]`."""
-        vectors, layers, _ = self._rows(hidden_states, layer)
-        x = self.dictionary.centre(self._normalize(vectors, layers))
+        """Return codes `[n, m]` with their certificates (relative duality gaps `[n]`).
+
+        The rows of `[..., d]` are coded one after the other, as `n` of them, all at once.
+        """
+        vectors, layer = self._checked(hidden_states, layer)
+        layers = self._layers_of(vectors, layer)
+        rows = vectors.reshape(-1, self.dictionary.width).float()
+        x = self.dictionary.centre(self._normalize(rows, layers))
         solution: Solution = self.inference(x, self.dictionary.atoms, self.prox, certify=True)
         return solution
 
@@ -140,7 +144,15 @@ class TrainedDictionary:
 
     def _read(self, text: str) -> tuple[Tensor, list[int]]:
         model, made = self.transformer, self.about["text"]
-        ids = model.tokenizer(text, add_special_tokens=False, truncation=False)["input_ids"]
+        # As the training text was: whole, and with "[SEP]" in a text no separator.
+        split = model.tokenizer(
+            text.encode("utf-8", "replace").decode(),
+            add_special_tokens=False,
+            truncation=False,
+            split_special_tokens=True,
+            verbose=False,
+        )
+        ids = split["input_ids"]
         if not ids:
             raise InputError("text= holds no token: give a sentence.")
         wrap = made["special_tokens"] == "model"
@@ -153,9 +165,7 @@ class TrainedDictionary:
             parts.append(hidden[:, 0, len(before) : len(before) + len(part)].float())
         return torch.cat(parts, dim=1), ids
 
-    def _rows(
-        self, hidden_states: Tensor | HiddenStates, layer: Layer
-    ) -> tuple[Tensor, Tensor | None, torch.Size]:
+    def _checked(self, hidden_states: Tensor | HiddenStates, layer: Layer) -> tuple[Tensor, Layer]:
         if isinstance(hidden_states, HiddenStates):
             layer = hidden_states.layer
             hidden_states = hidden_states.vectors
@@ -165,37 +175,33 @@ class TrainedDictionary:
                 f"The hidden states have width {hidden_states.shape[-1]} but the atoms have width "
                 f"{width}: they come from another model."
             )
-        layers = self._layers_of(hidden_states, layer)
-        return hidden_states.reshape(-1, width).float(), layers, hidden_states.shape[:-1]
+        return hidden_states, layer
 
     def _layers_of(self, values: Tensor, layer: Layer) -> Tensor | None:
         """Return the layer of every row of `values` seen as `[rows, ...]`, or None if unknown."""
         lead = values.shape[:-1]
         if layer is None:
-            if len(self.layers) == 1:
+            if len(self.layers) == 1 or self.normalization.kind == "none":
                 layer = self.layers[0]
-            elif values.dim() > 2 and lead[0] == len(self.layers):
+            elif len(lead) > 1 and lead[0] == len(self.layers):
                 layer = self.layers
-            elif self.normalization.kind != "none":
+            else:
                 warnings.warn(
                     "layer= was not given: the mean statistics of all layers are used. "
                     f"Give layer=, one of {self.layers}.",
-                    stacklevel=3,
+                    stacklevel=4,  # who called encode, decode or infer
                 )
                 return None
-            else:
-                layer = self.layers[0]
-        wanted = [layer] if isinstance(layer, int) else [int(entry) for entry in layer]
-        unknown = sorted(set(wanted) - set(self.layers))
+        wanted = torch.as_tensor(layer, dtype=torch.int64, device=values.device).flatten()
+        unknown = sorted(set(wanted.tolist()) - set(self.layers))
         if unknown:
             raise InputError(f"layer={unknown} was not trained on; the layers are {self.layers}.")
-        n = int(torch.tensor(lead).prod()) if lead else 1
-        if len(wanted) > 1 and len(wanted) != (lead[0] if lead else 1):
+        first = lead[0] if lead else 1
+        if len(wanted) not in (1, first):
             raise InputError(
-                f"layer= names {len(wanted)} layers but the first axis has length {lead[0]}."
+                f"layer= names {len(wanted)} layers but the first axis has length {first}."
             )
-        each = torch.tensor(wanted, device=values.device)
-        return each.repeat_interleave(n // len(wanted))
+        return wanted.repeat_interleave(math.prod(lead) // max(len(wanted), 1))
 
     def _normalize(self, vectors: Tensor, layers: Tensor | None) -> Tensor:
         if layers is None:
@@ -216,8 +222,10 @@ class TrainedDictionary:
 
     @staticmethod
     def _in_chunks(
-        function: Callable[[Tensor, Tensor | None], Tensor], rows: Tensor, layers: Tensor | None
+        function: Callable[[Tensor, Tensor | None], Tensor], values: Tensor, layers: Tensor | None
     ) -> Tensor:
+        """Return `function` of the rows of `values: [..., p]`, a bounded number at a time."""
+        rows = values.reshape(-1, values.shape[-1]).float()
         parts = [
             function(
                 rows[first : first + ROWS_AT_ONCE],
@@ -225,4 +233,5 @@ class TrainedDictionary:
             )
             for first in range(0, max(len(rows), 1), ROWS_AT_ONCE)
         ]
-        return torch.cat(parts)
+        made = torch.cat(parts)
+        return made.view(*values.shape[:-1], made.shape[-1])

@@ -16,6 +16,15 @@ from dictlearn.update.schedule import Schedule, check_schedule
 class UpdateRule(Schedule, Protocol):
     """How the atoms move, and how fast."""
 
+    @property
+    def fixed_codes(self) -> bool:
+        """Whether the codes are constants of the atoms' gradient, even if the encoder is learned.
+
+        Then the gradient is the paper's `-(1/n) sum_i r_i^T a_i`, which a Newton-like step needs:
+        with the path through tied layers in it, the atoms were seen to align and the codes to
+        blow up within ten steps.
+        """
+
     def build(
         self,
         dictionary_parameters: Sequence[nn.Parameter],
@@ -42,6 +51,11 @@ class Adam:
     encoder_lr: float | None = None
     warmup_vectors: int = 25_000
     decay_fraction: float = 0.3
+
+    @property
+    def fixed_codes(self) -> bool:
+        """False: atoms also learn from what they do in the encoder."""
+        return False
 
     def __post_init__(self) -> None:
         _check_rate("update.lr", self.lr)
@@ -84,6 +98,11 @@ class HessianDiagonalRule:
     encoder_lr: float = 4e-3
     warmup_vectors: int = 0
     decay_fraction: float = 0.3
+
+    @property
+    def fixed_codes(self) -> bool:
+        """True."""
+        return True
 
     def __post_init__(self) -> None:
         choice("update.mode", self.mode, ("seed", "corrected"))
