@@ -31,7 +31,7 @@ dictlearn: learn a dictionary of transformer factors, and look at them
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
 
   dictlearn COMMAND --help                        groups, options and keys of a command
-  dictlearn train --cfg job                       the whole config, resolved
+  dictlearn train --cfg job                       the whole config
   dictlearn train -m dictionary.n_atoms=512,1024  one run for every value
 
 HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
@@ -86,7 +86,7 @@ def _quoted(argument: str) -> str:
     key, sign, value = argument.partition("=")
     if key != "text" or not sign:
         return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
     return f"sentence='{escaped}'"
 
 
@@ -121,6 +121,10 @@ def _launch(
         if wants_trace:
             raise
         _stop(str(error))
+    except PermissionError as error:
+        if wants_trace:
+            raise
+        _stop(f"{error.filename} cannot be written: choose another hydra.run.dir=DIR.")
     except (HydraException, OmegaConfBaseException) as error:
         if wants_trace:
             raise
@@ -158,15 +162,16 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
 
     A directory that held anything before this launch (but Hydra's own files) is left alone.
     """
-    fresh = all(path.name == ".hydra" or path.suffix == ".log" for path in folder.iterdir())
+    fresh = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
     try:
         yield
     except InputError:
         if fresh and _is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
-            for parent in list(folder.parents)[:2]:
-                with suppress(OSError):
-                    parent.rmdir()
+            for parent in (folder.parent, folder.parent.parent):
+                if parent.is_relative_to(Path.cwd() / "outputs"):
+                    with suppress(OSError):
+                        parent.rmdir()
         raise
 
 

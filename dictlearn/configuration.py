@@ -84,6 +84,9 @@ def build(node: DictConfig, **arguments: Any) -> Any:
             raise InputError(" ".join(str(cause).split())) from None
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             raise InputError(_unexpected(cause, container)) from None
+        if isinstance(cause, TypeError | ValueError):
+            target = next(targets(container), "the object").rpartition(".")[2]
+            raise InputError(f"{target} cannot be built: {' '.join(str(cause).split())}") from None
         raise
 
 
@@ -130,7 +133,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         arguments: the command line.
     """
     text = " ".join(str(error).split())
-    option = re.search(r"Could not find '([\w/.-]+)/([^'/]+)'", text)
+    option = re.search(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'", text)
     if option:
         return _unknown_option(option.group(1), option.group(2))
     key = re.search(r"Could not override '([^']+)'", text)

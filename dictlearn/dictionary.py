@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dictlearn import kernels
 from dictlearn.codes import Codes
-from dictlearn.errors import InputError, choice, whole_number
+from dictlearn.errors import InputError, choice, flag, whole_number
 from dictlearn.seeding import generator
 
 
@@ -34,7 +34,7 @@ class Dictionary(nn.Module):
         n_atoms: int,
         width: int,
         bias: bool = False,
-        initialization: str = "data",
+        initialization: str = "gaussian",
         dead_after_vectors: int = 100_000,
         seed: int = 0,
     ) -> None:
@@ -48,7 +48,7 @@ class Dictionary(nn.Module):
         self.seed = seed
         start = torch.randn(self.n_atoms, self.width, generator=generator(seed, "atoms"))
         self.atoms = nn.Parameter(nn.functional.normalize(start, dim=1))
-        self.bias = nn.Parameter(torch.zeros(self.width)) if bias else None
+        self.bias = nn.Parameter(torch.zeros(self.width)) if flag("dictionary.bias", bias) else None
 
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""

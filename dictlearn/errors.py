@@ -34,6 +34,17 @@ def choice(key: str, value: object, options: Iterable[str]) -> str:
     return str(value)
 
 
+def flag(key: str, value: object) -> bool:
+    """Return `value` if it is true or false; ``no`` and ``off`` are words, not booleans.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{key}={value} must be true or false.")
+    return value
+
+
 def whole_number(key: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an integer of at least `minimum` (``1e6`` counts as whole).
 

@@ -57,6 +57,8 @@ class DictionaryLearner(pl.LightningModule):
         self.update = update
         self.max_vectors = max_vectors
         self.vectors_seen = 0
+        self.held_out_figures: dict[str, float] = {}
+        self.validated_at = -1
         self.validation_firing_frequency = torch.zeros(dictionary.n_atoms)
         self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
 
@@ -95,9 +97,8 @@ class DictionaryLearner(pl.LightningModule):
     def infer(self, states: HiddenStates, *, certify: bool = False) -> tuple[Tensor, Solution]:
         """Return the normalised vectors less the bias, `[n, d]`, and their codes."""
         x = self.dictionary.centre(self.normalization(states.vectors, states.layer))
-        atoms = self.dictionary.atoms
-        if self.update.fixed_codes:
-            atoms = atoms.detach()
+        learned = self.dictionary.atoms
+        atoms = learned.detach() if self.update.fixed_codes else learned
         return x, self.inference(x, atoms, self.prox, certify=certify)
 
     def raw(self, decoded: Tensor, layer: Tensor) -> Tensor:
@@ -136,7 +137,9 @@ class DictionaryLearner(pl.LightningModule):
         self, batch: HiddenStates, decoded: Tensor, solution: Solution, loss: Tensor
     ) -> None:
         error = self.raw(decoded, batch.layer) - batch.vectors
-        spread = batch.vectors - self.data.statistics.mean.to(error)[self.row(batch)]
+        spread = (
+            batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
+        )
         figures = {
             "train/loss": loss,
             "train/fvu": error.square().sum() / spread.square().sum(),
@@ -147,10 +150,6 @@ class DictionaryLearner(pl.LightningModule):
         }
         self.log_dict(figures)
 
-    def row(self, batch: HiddenStates) -> Tensor:
-        """Return which tapped layer every vector comes from, counted from 0, `[n]`."""
-        return torch.searchsorted(self.normalization.layers, batch.layer)
-
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
         x, solution = self.infer(batch, certify=True)
@@ -158,7 +157,9 @@ class DictionaryLearner(pl.LightningModule):
         raw = self.raw(self.dictionary.decode(codes), batch.layer)
         value = objective(x, codes, self.dictionary.atoms, self.prox)
         self.held_out.update(
-            Measured(batch.vectors, raw, self.row(batch), codes, value, solution.gap)
+            Measured(
+                batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
+            )
         )
         return {"codes": codes}
 
@@ -167,6 +168,8 @@ class DictionaryLearner(pl.LightningModule):
         figures, firing = self.held_out.compute()
         self.held_out.reset()
         self.validation_firing_frequency = firing.float().cpu()
+        self.held_out_figures = {key: float(value) for key, value in figures.items()}
+        self.validated_at = self.trainer.global_step
         self.log_dict({key: value.float() for key, value in figures.items()}, rank_zero_only=False)
 
     def is_dead(self) -> Tensor:

@@ -14,7 +14,7 @@ _WARNINGS = (
     ".*No device id is provided via .*",
     ".*ModelCheckpoint.* `monitor`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
-    ".*isinstance.treespec, LeafSpec.*",
+    ".*smaller than the logging interval.*",
 )
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.configuration import build, known_keys, plain
-from dictlearn.errors import InputError, nearest, whole_number
+from dictlearn.errors import InputError, nearest, number, whole_number
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
@@ -45,6 +46,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
     learner, data = compose(config, values)
+    _refuse_used(run_dir)
     trainer = _trainer(config, data)
     try:
         log_config(trainer.loggers, values)
@@ -57,8 +59,10 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             _leave(run_dir, learner, data, values, figures)
             log_artifact(trainer.loggers, run_dir / "dictionary", config.name, figures)
         trainer.strategy.barrier()
-    except BaseException:
+    except BaseException as error:
         finish_loggers(trainer.loggers, failed=True)
+        if isinstance(error, MisconfigurationException):
+            raise InputError(" ".join(str(error).split())) from error
         raise
     finish_loggers(trainer.loggers)
     return figures
@@ -92,6 +96,12 @@ def compose(
     return learner, data
 
 
+def _refuse_used(run_dir: Path) -> None:
+    """Two runs in one directory would mix their histories."""
+    if (run_dir / "metrics.json").exists():
+        raise InputError(f"{run_dir} already holds a run: give another hydra.run.dir=DIR.")
+
+
 def _refuse_unknown(values: dict[str, Any]) -> None:
     names = known_keys("train")
     for key in values:
@@ -99,31 +109,52 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
 
 
-def _callbacks(config: DictConfig, data: HiddenStateDataModule) -> list[pl.Callback]:
+def _validates(config: DictConfig, data: HiddenStateDataModule) -> bool:
+    """Tell whether any text is held out; if not, say that there will be no held-out figures."""
+    held_out = data.text.validation_fraction and data.options.validation_vectors
+    if held_out and config.trainer.limit_val_batches:
+        return True
+    log.warning("Nothing is held out: there will be no validation and no held-out figures.")
+    return False
+
+
+def _callbacks(config: DictConfig, validates: bool) -> list[pl.Callback]:
     callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
     if not config.trainer.enable_progress_bar:
         callbacks = [entry for entry in callbacks if not isinstance(entry, ProgressBar)]
-    if data.text.validation_fraction == 0:
+    if not validates:
         for entry in callbacks:
             if isinstance(entry, ModelCheckpoint):
-                entry.monitor = None  # nothing is held out: only the last state is kept
+                entry.monitor = None  # only the last state is kept
     return [*callbacks, Throughput()]
 
 
 def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
+    whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
+    share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
-    callbacks = _callbacks(config, data)
+    callbacks = _callbacks(config, _validates(config, data))
     trainer: pl.Trainer = build(
         config["trainer"],
+        max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         enable_checkpointing=any(isinstance(entry, ModelCheckpoint) for entry in callbacks),
     )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "
+            "raise hidden_states.batch_size instead."
+        )
+    if trainer.precision != "32-true":
+        raise InputError(
+            f"trainer.precision={trainer.precision}: the dictionary is learned in 32 bits; "
+            "transformer.dtype=bfloat16 makes the transformer faster."
+        )
     steps = data.n_steps(trainer.world_size)
-    share = trainer.val_check_interval
-    if isinstance(share, float):
-        trainer.val_check_interval = max(1, int(steps * share))
+    every = int(steps * share) if share <= 1 else int(share)
+    trainer.val_check_interval = max(1, min(every, steps))
     return trainer
 
 
@@ -137,11 +168,10 @@ def _keep_last(trainer: pl.Trainer) -> None:
 def _held_out(
     trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
 ) -> dict[str, float]:
-    """Validate once more after training; these are the figures that are reported."""
-    if data.text.validation_fraction == 0:
-        return {}
-    (figures,) = trainer.validate(learner, datamodule=data, verbose=False)
-    return {key: float(value) for key, value in figures.items()}
+    """Return the figures of the final dictionary, validating once more unless it was just done."""
+    if learner.held_out_figures and learner.validated_at != trainer.global_step:
+        trainer.validate(learner, datamodule=data, verbose=False)
+    return learner.held_out_figures
 
 
 def _training_figures(
@@ -150,7 +180,7 @@ def _training_figures(
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     return {
         "train/vectors": float(learner.vectors_seen),
-        "train/tokens": learner.vectors_seen / len(data.layers),
+        "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
     }
 

@@ -16,6 +16,7 @@ from dictlearn.learner import DictionaryLearner
 from dictlearn.noise import quiet
 from dictlearn.prox import Prox, TopK
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
+from dictlearn.storage.saved import save_dictionary
 from dictlearn.text import LocalText
 from dictlearn.transformer import FrozenTransformer
 from dictlearn.update import Adam, UpdateRule
@@ -101,3 +102,24 @@ def small_trainer(
         plugins=[AtomicCheckpointIO()],
         **chosen,
     )
+
+
+def save(
+    folder: Path, learner: DictionaryLearner, data: HiddenStateDataModule, **about: Any
+) -> Path:
+    """Write the dictionary as the main job does; return its folder."""
+    inference: dict[str, Any] = {"_target_": "dictlearn.inference.Unrolled", "n_layers": 2}
+    chosen: dict[str, Any] = {
+        "prox": {"_target_": "dictlearn.prox.TopK", "k": 8},
+        "inference": inference,
+        "transformer": data.transformer.describe(),
+        "text": {
+            "source": data.text.name,
+            "block_length": data.options.block_length,
+            "special_tokens": data.options.special_tokens,
+        },
+        "metrics": {"val/fvu": 0.5},
+        **about,
+    }
+    save_dictionary(folder, learner.dictionary, learner.inference, data.normalization, chosen)
+    return folder

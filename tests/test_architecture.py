@@ -63,7 +63,9 @@ def room(module: str) -> str:
 
 def our_imports(path: Path) -> Iterator[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dictlearn."):
+        if isinstance(node, ast.ImportFrom) and node.module == "dictlearn":
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dictlearn."):
             yield (node.module or "").removeprefix("dictlearn.")
         elif isinstance(node, ast.Import):
             for name in node.names:

@@ -17,13 +17,11 @@ from dictlearn.analysis.survey import Survey, Surveyor
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError, whole_number
 from dictlearn.explorer.factors_page import FactorsPage, Group, render
+from dictlearn.loggers.report import log_page
 from dictlearn.seeding import generator
 from dictlearn.storage.atomic import write_text
 
 log = logging.getLogger(__name__)
-
-LARGEST_MEDIA = 1_500_000
-"""Bytes up to which the page is sent to W&B; a larger one stays in the run directory."""
 
 TAIL = 250
 """The importance score looks at one in so many tokens, at most."""
@@ -146,7 +144,7 @@ class FactorGallery(pl.Callback):
         log.debug("Factor gallery: %d codes, %.0f MB", len(seen.value), seen.nbytes() / 1e6)
         page = self._page(trainer, pl_module, seen, n_atoms, skipped)
         write_text(self.path, render(page))
-        _log_media(trainer, self.path)
+        log_page(trainer.loggers, self.path, trainer.global_step)
 
     def _page(
         self,
@@ -274,25 +272,3 @@ def _notes(scores: Importance, max_codes: int, skipped: int) -> tuple[str, ...]:
     if not (scores.peak >= 0).any():
         notes.append("No atom fired on the held-out text.")
     return tuple(notes)
-
-
-def _log_media(trainer: pl.Trainer, path: Path) -> None:
-    """Send the page to every W&B logger; a failure there must not end the run."""
-    loggers: list[Any] = [one for one in trainer.loggers if type(one).__name__ == "WandbLogger"]
-    if not loggers:
-        return
-    size = path.stat().st_size
-    if size > LARGEST_MEDIA:
-        log.warning(
-            "%s (%.1f MB) is too large for W&B; it is in the run directory.", path.name, size / 1e6
-        )
-        return
-    for logger in loggers:
-        try:
-            import wandb  # only where its logger is in use
-
-            # inject=True would add a foreign style sheet, which the page's policy forbids
-            media = wandb.Html(str(path), inject=False)
-            logger.experiment.log({"factors": media, "trainer/global_step": trainer.global_step})
-        except Exception as error:
-            log.warning("W&B did not take %s: %s", path.name, error)

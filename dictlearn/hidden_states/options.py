@@ -35,15 +35,15 @@ class StreamOptions:
         sequences_per_block: sequences of a lane whose vectors are shuffled together.
         validation_vectors: largest number of held-out vectors.
         statistics_tokens: tokens on which means and scales are measured.
-        prefetch: compute the next block in the background: true, false, or auto (on a GPU, or
-            where there are more cores than processes). It takes twice the memory.
+        prefetch: compute the next block in the background: true, false, or auto (on a
+            GPU). It takes twice the memory.
 
     Raises:
         InputError: a value is not allowed.
     """
 
     layers: str | Sequence[int] = "all"
-    batch_size: int = 512
+    batch_size: int = 1024
     block_length: int = 64
     normalization: str = "center_unit_scale"
     token_weight_exponent: float = 0.0
@@ -70,6 +70,11 @@ class StreamOptions:
                 raise InputError(f"hidden_states.{field.name} must be true or false.")
         if self.prefetch not in ("auto", True, False):
             raise InputError(f"hidden_states.prefetch={self.prefetch} must be auto, true or false.")
+        if not isinstance(self.layers, str | Sequence):
+            raise InputError(
+                f"hidden_states.layers={self.layers} must be all, every_second or a list like"
+                f" [{self.layers}]."
+            )
         if not isinstance(self.layers, str):
             self._set("layers", tuple(self.layers))
 

@@ -107,6 +107,10 @@ class Normalization(nn.Module):
     def _scales(self) -> bool:
         return self.kind.endswith("unit_scale")
 
+    def row(self, layer: Tensor) -> Tensor:
+        """Return which tapped layer, counted from 0 in their order, every `layer: [n]` is."""
+        return self._row[layer]
+
     def forward(self, vectors: Tensor, layer: Tensor) -> Tensor:
         """Return `x: [n, d]` of hidden states `vectors: [n, d]` of the layers `layer: [n]`."""
         if self._centers:

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from dictlearn.errors import flag
 from dictlearn.prox import Prox
 
 
@@ -75,6 +76,9 @@ class Fista:
     """
 
     restart: bool = True
+
+    def __post_init__(self) -> None:
+        flag("inference.solver.restart", self.restart)
 
     def step(self, x: Tensor, atoms: Tensor, prox: Prox, state: State, step_size: Tensor) -> State:
         """Return the state after one step."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
-from dictlearn.errors import InputError, choice, number, whole_number
+from dictlearn.errors import InputError, choice, flag, number, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.objective import duality_gap
@@ -60,7 +60,7 @@ class Unrolled(Inference):
         super().__init__()
         self.n_layers = whole_number("inference.n_layers", n_layers)
         self.weights = choice("inference.weights", weights, ("tied", "shared", "untied"))
-        self.momentum = momentum
+        self.momentum = flag("inference.momentum", momentum)
         if isinstance(initial_step, str):
             choice("inference.initial_step", initial_step, ("auto", "lipschitz"))
         elif number("inference.initial_step", initial_step, minimum=0.0) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from dictlearn.loggers.weights_and_biases import WandbRunLogger
 
 LOWEST_DECADE = -7
 BINS_PER_DECADE = 10
+LARGEST_PAGE = 1_500_000  # bytes
+
+log = logging.getLogger(__name__)
 
 
 def usage_histogram(frequency: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -81,3 +85,13 @@ def finish_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
 
 def _wandb(loggers: Iterable[Logger]) -> list[WandbRunLogger]:
     return [logger for logger in loggers if isinstance(logger, WandbRunLogger)]
+
+
+def log_page(loggers: Iterable[Logger], path: Path, step: int) -> None:
+    """Give W&B a self-contained HTML page under the name of its file, if it is not too large."""
+    for logger in _wandb(loggers):
+        size = path.stat().st_size
+        if size > LARGEST_PAGE:
+            log.warning("%s (%.1f MB) is too large for W&B; the run has it.", path, size / 1e6)
+        else:
+            logger.log_page(path.stem, path, step)

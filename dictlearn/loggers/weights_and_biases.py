@@ -107,6 +107,12 @@ class WandbRunLogger(WandbLogger):
 
         self.log_metrics({key: wandb.Histogram(np_histogram=histogram)}, step)
 
+    def log_page(self, key: str, path: Path, step: int) -> None:
+        """Add an HTML page to the history; W&B must not inject what the page's policy forbids."""
+        import wandb
+
+        self.log_metrics({key: wandb.Html(str(path), inject=False)}, step)
+
     @rank_zero_only
     def log_folder(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
         """Record the files of `folder` as an artifact of type "dictionary"."""
@@ -122,13 +128,13 @@ class WandbRunLogger(WandbLogger):
 
     def _attempt(self, action: Callable[[], object]) -> None:
         """Do something with W&B; after its first failure, warn once and leave it alone."""
-        import wandb
-
         if self._closed:
             return
         try:
             action()
-        except (wandb.Error, OSError) as error:
+        except Exception as error:
+            if not _is_outage(error):
+                raise
             self._closed = True
             log.warning(
                 "W&B records this run no further (%s); what it has is in %s, and the run goes on.",
@@ -138,8 +144,6 @@ class WandbRunLogger(WandbLogger):
 
     def _start(self) -> Run:
         """Start the run online if that is wished and possible, otherwise offline or not at all."""
-        import wandb
-
         obstacle = None
         mode = self._mode or _configured_mode()
         if mode == "online":
@@ -147,12 +151,16 @@ class WandbRunLogger(WandbLogger):
             try:
                 if obstacle is None:
                     return self._open("online")
-            except (wandb.Error, OSError) as error:
+            except Exception as error:
+                if not _is_outage(error):
+                    raise
                 obstacle = f"it could not start ({_reason(error)})"
             mode = "offline"
         try:
             run = self._open(mode)
-        except (wandb.Error, OSError) as error:
+        except Exception as error:
+            if not _is_outage(error):
+                raise
             log.warning("W&B cannot record this run (%s); the run goes on.", _reason(error))
             return self._open("disabled")
         if obstacle:
@@ -186,6 +194,11 @@ class WandbRunLogger(WandbLogger):
         if mode == "online":
             log.info("W&B shows this run at %s", run.url)
         return run
+
+
+def _is_outage(error: Exception) -> bool:
+    """Tell W&B's own errors, some of which derive from Exception alone, and the system's."""
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "wandb"
 
 
 def _settings(upload_seconds: float) -> Any:

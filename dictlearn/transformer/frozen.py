@@ -59,6 +59,8 @@ class FrozenTransformer:
         max_positions: largest number of tokens in a sequence, None = no limit.
         name: lower case letters, digits and dashes.
 
+        local_only: never take `path` for a hub id.
+
     Raises:
         InputError: there is no such model, or it is not a text encoder or decoder.
     """
@@ -74,14 +76,15 @@ class FrozenTransformer:
         dtype: str = "auto",
         revision: str | None = None,
         name: str | None = None,
+        local_only: bool = False,
     ) -> None:
         if not path:
             raise InputError("transformer.path is empty: give embedded, a folder or a hub id.")
-        self._arguments = (str(path), dtype, revision, name)
+        self._arguments = (str(path), dtype, revision, name, local_only)
         self.path, self.revision = str(path), revision
         self._dtype = choice("transformer.dtype", dtype, DTYPES)
         self.name = _slug(name or (NAME if self.path == EMBEDDED else self.path))
-        source = locate(self.path, revision)
+        source = locate(self.path, revision, local_only)
         self._config = source.config()
         self._source = source.pinned()
         self._read_sizes(self._config)
@@ -257,7 +260,7 @@ class FrozenTransformer:
         """
         loaded = self._ready()
         return {
-            "path": self.path,
+            "path": self._source.lasting_path,
             "name": self.name,
             "revision": self._source.revision,
             "dtype": loaded.precision.name,

@@ -52,6 +52,13 @@ class Source:
     folder: Path | None
     revision: str | None
 
+    @property
+    def lasting_path(self) -> str:
+        """`path` as it can be found from any directory: a folder of the user's, in full."""
+        if self.folder is None or self.path == EMBEDDED:
+            return self.path
+        return str(self.folder.resolve())
+
     def config(self) -> PretrainedConfig:
         """Return the model's configuration (reads ``config.json`` only).
 
@@ -184,17 +191,18 @@ class Source:
             ) from error
 
 
-def locate(path: str, revision: str | None) -> Source:
+def locate(path: str, revision: str | None, local_only: bool = False) -> Source:
     """Return where the model `path` is; no network.
 
     Args:
         path: ``embedded``, a folder, or a hub id.
         revision: of a hub id.
+        local_only: never take `path` for a hub id.
 
     Raises:
         InputError: the folder is missing or is not a model's folder.
     """
-    folder = embedded_folder() if path == EMBEDDED else _folder(path)
+    folder = embedded_folder() if path == EMBEDDED else _folder(path, local_only)
     if folder is None:
         return Source(path, None, revision)
     if revision is not None:
@@ -206,9 +214,11 @@ def locate(path: str, revision: str | None) -> Source:
     return Source(path, folder, None)
 
 
-def _folder(path: str) -> Path | None:
+def _folder(path: str, local_only: bool) -> Path | None:
     """Return the folder that `path` means, None for a hub id (``name`` or ``owner/name``)."""
     folder = Path(path).expanduser()
+    if local_only:
+        return folder
     hub_like = path.count("/") <= 1 and not path.startswith((".", "~", "/")) and path[-1:] != "/"
     return None if hub_like and "\\" not in path and not folder.exists() else folder
 

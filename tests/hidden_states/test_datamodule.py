@@ -91,16 +91,14 @@ def test_text_that_is_gone_round_again_is_said_once(
     assert "4 lanes x 1 blocks of 4 sequences" in memory[0]
 
 
-@pytest.mark.parametrize(("cores", "blocks"), [(1, 1), (2, 2)])
-def test_the_background_thread_is_used_where_a_core_is_free(
+@pytest.mark.parametrize(("prefetch", "blocks"), [("auto", 1), (True, 2), (False, 1)])
+def test_the_background_thread_is_used_where_it_is_asked_for(
     make_module: MakeModule,
     caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    cores: int,
+    prefetch: str | bool,
     blocks: int,
 ) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: cores)
-    module = make_module(Written(10), prefetch="auto")
+    module = make_module(Written(10), prefetch=prefetch)
     module.setup()
     with caplog.at_level(logging.INFO, logger="dictlearn"):
         module.train_dataloader()
@@ -117,7 +115,7 @@ def test_without_held_out_documents_there_is_no_validation(make_module: MakeModu
 def test_held_out_text_shorter_than_one_block_is_validated_all_the_same(
     make_module: MakeModule,
 ) -> None:
-    text = Written(2, validation_fraction=0.3)
+    text = Written(30, validation_fraction=0.01)
     module = make_module(text, block_length=400, lanes=1, validation_vectors=10**6)
     module.setup()
     assert 0 < module.n_validation_tokens < 400

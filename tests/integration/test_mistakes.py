@@ -28,8 +28,8 @@ MISTAKES = {
     "added unknown argument": (["+prox.q=8"], r"no option 'q'"),
     "no value": (["text=local"], r"text\.path"),
     "missing text": (["text=local", "text.path=nowhere.txt"], r"nowhere\.txt"),
-    "empty text": (["text=local", "text.path={tmp}/empty.txt"], r"empty\.txt"),
-    "bytes that are no text": (["text=local", "text.path={tmp}/bytes.txt"], r"bytes\.txt"),
+    "empty text": (["text=local", "text.path={tmp}/empty.txt"], r"empty\.txt.*(no|without|empty)"),
+    "bytes that are no text": (["text=local", "text.path={tmp}/bytes.txt"], r"bytes\.txt.*byte"),
     "a column that is not there": (
         ["text=local", "text.path={tmp}/rows.jsonl", "text.column=txt"],
         r"txt.*Did you mean 'text'",
@@ -38,7 +38,10 @@ MISTAKES = {
         ["transformer=local", "transformer.path={nan}", "transformer.dtype=float32"],
         r"hidden_states\[3\].*not finite in document .*\.txt",
     ),
-    "no folder of a model": (["transformer=local", "transformer.path={tmp}/no"], r"/no\b"),
+    "no folder of a model": (
+        ["transformer=local", "transformer.path={tmp}/no"],
+        r"/no does not exist",
+    ),
     "a folder without weights": (["transformer=local", "transformer.path={tmp}/bare"], r"weights"),
     "layers out of range": (["hidden_states.layers=[0,9]"], r"9.*0.*6"),
     "option of another choice": (["prox=soft", "prox.k=5"], r"'prox\.k'.*prox\.lambda_"),
@@ -48,7 +51,22 @@ MISTAKES = {
     "negative lambda": (["prox=soft", "prox.lambda_=-0.1"], r"lambda_=-0\.1"),
     "k above n_atoms": (["prox.k=65"], r"65.*64"),
     "block too long": (["hidden_states.block_length=600"], r"600.*512|512.*600"),
-    "text too short": (["text=local", "text.path={tmp}/short.txt"], r"short|block|document"),
+    "text too short": (["text=local", "text.path={tmp}/few.jsonl"], r"shorter than one block"),
+    "one document": (["text=local", "text.path={tmp}/one.txt"], r"two documents"),
+    "layers that are no list": (["hidden_states.layers=3"], r"hidden_states\.layers=3.*\[3\]"),
+    "no layers": (["hidden_states.layers=[]"], r"hidden_states\.layers"),
+    "a word for a flag": (["dictionary.bias=no"], r"dictionary\.bias=no.*true or false"),
+    "a word for momentum": (["inference.momentum=off"], r"inference\.momentum=off.*true or false"),
+    "a precision that is not": (["+trainer.precision=bf16-true"], r"precision"),
+    "a strategy that is not": (["trainer.strategy=foo"], r"foo"),
+    "accumulation": (["+trainer.accumulate_grad_batches=2"], r"accumulate_grad_batches"),
+    "never logging": (["trainer.log_every_n_steps=0"], r"log_every_n_steps=0"),
+    "never validating": (["trainer.val_check_interval=0"], r"val_check_interval=0"),
+    "a monitor that is not": (
+        ["callbacks=default", "callbacks.checkpoint.monitor=val/foo"],
+        r"val/foo",
+    ),
+    "one of several loggers": (["logger=[csv,wandbb]"], r"logger=wandbb.*'wandb'"),
     "no budget": (["max_vectors=0"], r"max_vectors=0"),
     "fractional budget": (["max_vectors=10.5"], r"max_vectors.*10\.5"),
     "wrong seed": (["seed=-1"], r"seed=-1"),
@@ -61,7 +79,8 @@ MISTAKES = {
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path) -> Path:
     """A working directory with the things that mistakes are made with."""
     (tmp_path / "empty.txt").write_text("")
-    (tmp_path / "short.txt").write_text("Too short.\n\nReally.")
+    (tmp_path / "one.txt").write_text("One document and no other. " * 60)
+    (tmp_path / "few.jsonl").write_text("".join(f'{{"text": "word {i}"}}\n' for i in range(12)))
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -45,8 +46,11 @@ def run(place: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 def finished(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
     """The run directory of one finished run."""
     place = tmp_path_factory.mktemp("run")
-    (text_folder / "script.txt").write_text("The tag <script>alert(1)</script> is text. " * 40)
-    done = run(place, *SMALL, f"text.path={text_folder}", "hydra.run.dir=out")
+    text = place / "text"
+    shutil.copytree(text_folder, text)
+    for path in text.iterdir():  # so that it is in the held-out text, whichever that is
+        path.write_text(path.read_text() + " The tag <script>alert(1)</script> is text." * 3)
+    done = run(place, *SMALL, f"text.path={text}", "hydra.run.dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Held-out text" in done.stdout
     assert "factors.html" in done.stdout
@@ -79,7 +83,7 @@ def test_metrics_json_has_every_key_and_sane_figures(finished: Path) -> None:
         assert figures[key] >= 0
     assert figures["val/fvu"] < 0.6
     assert figures["train/vectors"] >= 30000
-    assert figures["train/tokens"] == figures["train/vectors"] / 7
+    assert figures["train/tokens"] == figures["train/vectors"] // 7
     assert figures["train/vectors_per_second"] > 0
     assert figures["seconds/total"] > 0
 
@@ -118,9 +122,14 @@ def test_the_artefact_encodes_in_a_fresh_process(finished: Path) -> None:
 
 
 def test_encode_prints_factors_per_layer_and_token(
-    finished: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cli.encode([f"run={finished}", 'text=The "bank", it\'s [by] the river: a=b', "top=2"])
+    monkeypatch.chdir(tmp_path)
+    cli.encode([f"run={finished}", 'text=The "bank", it\'s [by] the river: a=b ${c}', "top=2"])
+    assert os.listdir(tmp_path) == []
     printed = capsys.readouterr().out
     assert printed.count("hidden state") == 7
     assert "river" in printed
@@ -148,6 +157,9 @@ def test_the_page_needs_no_network(finished: Path) -> None:
     for tag, attributes in page.elements:
         assert tag not in {"link", "iframe", "img", "object"}
         assert not any(str(attributes.get(key, "")).startswith("http") for key in ("src", "href"))
+    scripts = [attributes for tag, attributes in page.elements if tag == "script"]
+    assert not scripts
+    assert "script>" in page.text.replace(" ", "")
     assert "NaN" not in page.text
     assert "undefined" not in page.text
 
@@ -155,7 +167,7 @@ def test_the_page_needs_no_network(finished: Path) -> None:
 def test_same_seed_same_figures_twice(tmp_path: Path, text_folder: Path) -> None:
     figures = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        few = [*SMALL, "max_vectors=8192", "callbacks=none", f"seed={seed}"]
+        few = [*SMALL, "max_vectors=8192", f"seed={seed}"]
         cli.train(
             [
                 *few,
@@ -202,3 +214,5 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
     assert figures["train/vectors"] >= 30000
     assert figures["val/fvu"] < 0.6
     assert len(list((tmp_path / "out").glob("metrics*.csv"))) == 1
+    assert [path.name for path in (tmp_path / "out").glob("*.log")] == ["run.log"]
+    assert done.stdout.count("transformer minilm") == 1

@@ -1,0 +1,208 @@
+"""The command line: help at once, sentences as they are, mistakes without a trace."""
+
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+import dictlearn
+from dictlearn import cli
+from dictlearn.configuration import config_dir, groups, plain
+
+ROOT = Path(dictlearn.__file__).parent.parent
+HEAVY = ("torch", "pytorch_lightning", "transformers", "datasets", "wandb", "numpy")
+
+
+def ask(place: Path, *command: str) -> str:
+    """Run a command of Python in an empty folder, check what it imported, return what it says."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *command],
+        cwd=place,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    imported = set(re.findall(r"^import time:.*\|\s+(\S+)$", done.stderr, flags=re.MULTILINE))
+    assert "hydra" in imported
+    assert not imported & set(HEAVY)
+    assert os.listdir(place) == []
+    return done.stdout
+
+
+MAIN = ("-c", "from dictlearn.cli import main; main()")
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("-h",), ()])
+def test_help_lists_the_commands_and_imports_nothing_heavy(
+    arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = ask(tmp_path, *MAIN, *arguments)
+    for command in ("dictlearn train", "dictlearn encode", "--help", "--cfg job"):
+        assert command in said
+
+
+@pytest.mark.parametrize("command", [(str(ROOT / "train.py"),), (*MAIN, "train")])
+def test_help_of_training_lists_groups_options_and_keys(
+    command: tuple[str, ...], tmp_path: Path
+) -> None:
+    said = ask(tmp_path, *command, "--help")
+    for group in groups():
+        if group not in ("hydra", "debug", "experiment"):
+            assert re.search(rf"^ *{group}: ", said, flags=re.MULTILINE), group
+    for word in ("topk", "fista", "minilm", "installed_docs", "max_vectors", "dictionary.n_atoms"):
+        assert word in said
+
+
+def test_help_of_encode_shows_how_it_is_called(tmp_path: Path) -> None:
+    said = ask(tmp_path, *MAIN, "encode", "--help")
+    assert 'dictlearn encode run=DIR text="..."' in said
+
+
+def test_the_whole_config_is_printed_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    said = ask(tmp_path, str(ROOT / "train.py"), "--cfg", "job", "prox=soft", "seed=41")
+    assert "_target_: dictlearn.prox.Soft" in said
+    assert re.search("^seed: 41", said, flags=re.MULTILINE)
+
+
+def through_hydra(*sentences: str) -> list[object]:
+    """Return the sentences that reach the command `encode`."""
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        lines = [["run=x", cli._quoted(f"text={sentence}")] for sentence in sentences]
+        return [plain(compose("encode", overrides=line))["sentence"] for line in lines]
+
+
+SENTENCES = [
+    "The bank by the river.",
+    "it's 'quoted' and \"doubly\" so",
+    "a, b; c: d = e == f",
+    "{x: 1} [1, 2] (3) <4>",
+    "  spaces at both ends  ",
+    "back\\slash, \\n, C:\\new\\table",
+    "one at the end\\",
+    "two at the end\\\\",
+    "before a quote: \\' and \\\\'",
+    "'",
+    "'\\",
+    "$ and ${braces} and ${now:%Y} and \\${x}",
+    "null",
+    "true",
+    "17",
+    "1e-3",
+    "# no comment",
+    "~a +b ++c @d /e %f !g",
+    "tab\tand\nnew line\\\n",
+    "größer, 中文, 😀",
+]
+
+
+@pytest.mark.parametrize("sentence", SENTENCES)
+def test_a_sentence_reaches_the_command_as_it_was_typed(sentence: str) -> None:
+    assert through_hydra(sentence) == [sentence]
+
+
+def test_any_row_of_awkward_characters_reaches_the_command() -> None:
+    draw, characters = random.Random(0), "ab '\"\\\\\\{}[]$,=:\n"
+    rows = ["x" + "".join(draw.choices(characters, k=draw.randint(0, 9))) for _ in range(60)]
+    assert through_hydra(*rows) == rows
+
+
+@pytest.mark.parametrize("argument", ["run=text=1", "top=3", "layers=[0,3]", "--help", "text"])
+def test_other_arguments_are_left_to_hydra(argument: str) -> None:
+    assert cli._quoted(argument) == argument
+
+
+def told(capfd: pytest.CaptureFixture[str], stop: pytest.ExceptionInfo[SystemExit]) -> str:
+    """Return the one sentence that a mistake is told in."""
+    error = capfd.readouterr().err
+    assert stop.value.code == 2
+    assert error.startswith("dictlearn: ")
+    assert error.count("\n") == 1
+    return error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pattern"),
+    [
+        (["text=Hello"], "run has no value: give it as run=VALUE"),
+        (["run=nowhere", "text=Hello"], "There is no trained dictionary at nowhere"),
+        (["run=nowhere"], 'give a sentence as text="..."'),
+        (["run=nowhere", "text="], 'give a sentence as text="..."'),
+        (["rum=nowhere", "text=Hello"], "'rum'.*Did you mean 'run'"),
+        (["run=nowhere", "text=Hello", "top=0"], "top=0"),
+    ],
+)
+def test_a_mistake_of_encode_is_one_sentence_and_leaves_nothing(
+    arguments: list[str],
+    pattern: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.encode(arguments)
+    assert re.search(pattern, told(capfd, stop))
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_command_line_and_the_environment_are_put_back(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = list(sys.argv)
+    with pytest.raises(SystemExit) as stop:
+        cli.train(["dictionary.n_atom=8"])
+    assert "'dictionary.n_atoms'" in told(capfd, stop)
+    assert sys.argv == before
+    assert "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_who_asks_for_the_trace_gets_the_error_itself(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(HydraException, match="n_atom"):
+        cli.train(["dictionary.n_atom=8"])
+    assert os.environ["HYDRA_FULL_ERROR"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("environment", "main"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "0", "RANK": "0"}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"LOCAL_RANK": "0", "RANK": "4"}, False),
+        ({"SLURM_PROCID": "2"}, False),
+    ],
+)
+def test_launchers_say_in_the_environment_which_process_is_the_main_one(
+    environment: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert cli._is_main_process() is main
+
+
+def test_other_processes_leave_telling_the_mistake_to_the_main_one(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as stop:
+        cli.encode(["run=nowhere", "text=Hello"])
+    assert stop.value.code == 2
+    assert capfd.readouterr().err == ""
