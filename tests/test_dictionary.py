@@ -30,7 +30,7 @@ def test_data_start_takes_distinct_non_zero_rows(bias: bool) -> None:
     x[3] = x[5]
     if not bias:
         x[7] = 0
-    dictionary = Dictionary(9, 6, bias=bias)
+    dictionary = Dictionary(9, 6, bias=bias, initialization="data")
     dictionary.initialize_from(x)
     centred = x - x.mean(0) if bias else x
     cosine = dictionary.atoms @ torch.nn.functional.normalize(centred, dim=1).T
@@ -39,7 +39,7 @@ def test_data_start_takes_distinct_non_zero_rows(bias: bool) -> None:
 
 
 def test_atoms_without_a_row_of_their_own_keep_their_gaussian_start() -> None:
-    dictionary = Dictionary(10, 6)
+    dictionary = Dictionary(10, 6, initialization="data")
     gaussian = dictionary.atoms.detach().clone()
     dictionary.initialize_from(torch.eye(6)[:4] * 3)
     torch.testing.assert_close(dictionary.atoms[4:].detach(), gaussian[4:])

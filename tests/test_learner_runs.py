@@ -74,6 +74,7 @@ def checkpointed(
     return learner, trainer
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_a_run_taken_up_in_the_middle_ends_bit_equal(
     setting: str, make_data: MakeData, tmp_path: Path

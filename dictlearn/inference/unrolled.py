@@ -42,7 +42,8 @@ class Unrolled(Inference):
         initial_step: the first step size: `lipschitz` (1 / largest eigenvalue, which makes the
             untrained layers T steps of ISTA or FISTA), a number, or `auto`: for `topk` 1 with
             one layer and 0.7 with more, where 1 / largest eigenvalue would start 60 times too
-            small, else `lipschitz`. Thresholds start at step size times lambda.
+            small, or less where the atoms are so much alike that it overshoots, else `lipschitz`.
+            Thresholds start at step size times lambda.
 
     Raises:
         InputError: an option is not allowed.
@@ -107,7 +108,10 @@ class Unrolled(Inference):
         if not isinstance(self.initial_step, str):
             return float(self.initial_step)
         if self.initial_step == "auto" and isinstance(self._prox, TopK):
-            return 1.0 if self.n_layers == 1 else 0.7
+            step, best = 1.0 if self.n_layers == 1 else 0.7, _fitting_step(atoms, self._prox)
+            # Beyond twice the best step the first layer would raise the error: atoms that are
+            # hidden states point alike, and 32 of them at 0.7 overshoot ten times.
+            return step if step <= 2 * best else best
         return 1 / float(exact_largest_eigenvalue(atoms))
 
     def _first_threshold(self) -> Tensor:
@@ -182,6 +186,13 @@ class Unrolled(Inference):
     ) -> Codes:
         scaled = residual * self.log_steps[layer].exp()
         return topk_layer(scaled, self._weight(layer, atoms), self.thresholds[layer], k, start)
+
+
+def _fitting_step(atoms: Tensor, prox: TopK) -> float:
+    """Return the step of one layer that reconstructs the atoms themselves best."""
+    x = atoms[:512]
+    decoded = prox(x @ atoms.T, 0.0).dense() @ atoms
+    return float((x * decoded).sum() / decoded.square().sum())
 
 
 def _as_pairs(codes: Codes | None) -> Pairs | None:

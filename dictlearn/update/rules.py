@@ -47,7 +47,7 @@ class Adam:
         InputError: a number is out of its range.
     """
 
-    lr: float = 4e-3
+    lr: float = 6e-3
     encoder_lr: float | None = None
     warmup_vectors: int = 25_000
     decay_fraction: float = 0.3

@@ -12,7 +12,7 @@ import pytorch_lightning as pl
 from dictlearn.callbacks.throughput import Throughput
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
 
-PAUSE = 0.15
+PAUSE = 0.08
 
 
 class Dawdler(pl.Callback):

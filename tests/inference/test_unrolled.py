@@ -107,7 +107,7 @@ class TopKAutoencoder(nn.Module):
 
 def test_one_topk_layer_with_its_own_weights_is_the_topk_autoencoder() -> None:
     given, prox = problem(), TopK(4)
-    encoder, dictionary = built(given, prox, 1, "shared")
+    encoder, dictionary = built(given, prox, 1, "shared", initial_step=1.0)
     plain = TopKAutoencoder(given.atoms, 4)
     z, x_hat = plain(given.x)
     codes = encoder(given.x, dictionary.atoms, prox).codes
@@ -187,8 +187,6 @@ def test_first_steps_follow_the_option_and_the_sparsity() -> None:
     given = problem()
     bound = float(exact_largest_eigenvalue(given.atoms))
     cases: list[tuple[Prox, int, str | float, float]] = [
-        (TopK(4), 1, "auto", 1.0),
-        (TopK(4), 3, "auto", 0.7),
         (Soft(0.1), 3, "auto", 1 / bound),
         (TopK(4), 3, "lipschitz", 1 / bound),
         (Soft(0.1), 2, 0.25, 0.25),
@@ -198,6 +196,29 @@ def test_first_steps_follow_the_option_and_the_sparsity() -> None:
         for log_step, threshold in zip(encoder.log_steps, encoder.thresholds, strict=True):
             assert float(log_step.detach().exp()) == pytest.approx(step)
             assert threshold.detach().tolist() == pytest.approx([step * prox.lambda_] * 48)
+
+
+@pytest.mark.parametrize(("n_layers", "step"), [(1, 1.0), (3, 0.7)])
+def test_layers_of_spread_atoms_start_with_full_steps(n_layers: int, step: float) -> None:
+    encoder = Unrolled(n_layers)
+    encoder.build(Dictionary(64, 256), TopK(4))
+    for log_step in encoder.log_steps:
+        assert float(log_step.detach().exp()) == pytest.approx(step)
+
+
+def test_the_first_layer_lowers_the_error_also_of_atoms_that_are_alike() -> None:
+    torch.manual_seed(0)
+    alike = torch.nn.functional.normalize(torch.randn(16) + 0.2 * torch.randn(64, 16), dim=1)
+    dictionary = Dictionary(64, 16)
+    with torch.no_grad():
+        dictionary.atoms.copy_(alike)
+    encoder = Unrolled(2)
+    encoder.build(dictionary, TopK(8))
+    assert float(encoder.log_steps[0].detach().exp()) < 0.2
+    x = alike[:20]
+    with torch.no_grad():
+        left = x - dictionary.decode(encoder(x, dictionary.atoms, TopK(8)).codes)
+    assert float(left.square().sum()) < 0.2 * float(x.square().sum())
 
 
 def test_reset_follows_the_dictionary_and_single_atoms_follow_their_replacement() -> None:

@@ -97,7 +97,7 @@ def test_a_run_that_did_not_finish_has_none(missing: str, folder: Path) -> None:
     path = folder if missing != "everything" else folder / "elsewhere"
     if missing != "everything":
         (folder / missing).unlink()
-    with pytest.raises(InputError, match="There is no trained dictionary at .*run directory"):
+    with pytest.raises(InputError, match=r"There is no trained dictionary at .*run directory"):
         artifact.find(path)
 
 
