@@ -12,7 +12,7 @@ run: $(STAMP)
 	$(BIN)/python train.py $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,7 +12,8 @@ import pytorch_lightning as pl
 from dictlearn.callbacks.throughput import Throughput
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
 
-PAUSE = 0.08
+PAUSE = 0.08  # seconds of a held-out batch
+STEP = 0.06  # and of a training step, at least
 
 
 class Dawdler(pl.Callback):
@@ -27,8 +28,8 @@ class Dawdler(pl.Callback):
         self.validating += PAUSE
 
     def on_train_batch_start(self, *args: Any) -> None:
-        time.sleep(0.02)
-        self.training += 0.02
+        time.sleep(STEP)
+        self.training += STEP
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
@@ -39,13 +40,23 @@ class Dawdler(pl.Callback):
 
 
 class Clock(pl.Callback):
-    """Measures the whole of training, validation included."""
+    """Measures training and, by itself, validation within it."""
+
+    def __init__(self) -> None:
+        self.start = self.begun = self.seconds = self.validating = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.start = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.seconds = time.perf_counter() - self.start
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.begun = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.validating += time.perf_counter() - self.begun
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +72,7 @@ def measured(
         [throughput, dawdler, clock],
         limit_val_batches=3,
         val_check_interval=4,
-        log_every_n_steps=2,
+        log_every_n_steps=3,
         num_sanity_val_steps=1,
     )
     learner = small_learner(data)
@@ -75,15 +86,12 @@ def measured(
 Measured = tuple[Throughput, Dawdler, Clock]
 
 
-def test_the_time_of_validation_is_left_out(measured: Measured) -> None:
+def test_the_time_of_validation_is_left_out_and_nothing_else(measured: Measured) -> None:
     throughput, dawdler, clock = measured
     assert dawdler.validating == pytest.approx((1 + 2 * 3 + 3) * PAUSE)
-    assert throughput.seconds <= clock.seconds - 2 * 3 * PAUSE
-
-
-def test_the_time_of_training_is_in(measured: Measured) -> None:
-    throughput, dawdler, _ = measured
-    assert throughput.seconds >= dawdler.training > 0.1
+    assert clock.validating >= 2 * 3 * PAUSE
+    assert throughput.seconds >= dawdler.training == pytest.approx(8 * STEP)
+    assert throughput.seconds == pytest.approx(clock.seconds - clock.validating, abs=0.9 * STEP)
 
 
 def test_the_mean_speed_is_the_vectors_by_the_seconds(measured: Measured) -> None:
@@ -94,13 +102,12 @@ def test_the_mean_speed_is_the_vectors_by_the_seconds(measured: Measured) -> Non
 
 def test_the_logged_speed_is_that_since_the_last_logged_step(measured: Measured) -> None:
     throughput, dawdler, _ = measured
-    assert sorted(dawdler.speeds) == list(range(2, 9))
-    windows = [dawdler.speeds[step] for step in (2, 4, 6, 8)]
-    assert [dawdler.speeds[step] for step in (3, 5, 7)] == windows[:3]
-    assert all(0 < speed <= 2 * BATCH / (2 * 0.02) for speed in windows)
-    # The windows make up the whole run, but for what Lightning does after the last step.
-    seconds = sum(2 * BATCH / speed for speed in windows)
-    assert 0.5 * throughput.seconds < seconds <= 1.001 * throughput.seconds
+    assert sorted(dawdler.speeds) == list(range(3, 9))
+    windows = [dawdler.speeds[step] for step in (3, 6)]
+    assert [dawdler.speeds[step] for step in (4, 5, 7, 8)] == [windows[0]] * 2 + [windows[1]] * 2
+    seconds = [3 * BATCH / speed for speed in windows]
+    assert min(seconds) >= 3 * STEP
+    assert sum(seconds) <= throughput.seconds - 2 * STEP
 
 
 def test_a_run_without_a_step_has_no_speed() -> None:

@@ -93,7 +93,9 @@ def test_a_checkout_that_was_never_installed_saves_too(
 def test_a_config_that_names_anything_else_is_refused(
     prox: object, made: Made, tmp_path: Path
 ) -> None:
-    refuse(made, tmp_path, prox=prox)
+    told = refuse(made, tmp_path, prox=prox)
+    if isinstance(prox, dict) and prox.get("type") in ("os.system", "infer", "Dictionary"):
+        assert f"names {prox['type']}, which this version does not have" in told
 
 
 def test_a_config_that_does_not_fit_the_tensors_is_refused(made: Made, tmp_path: Path) -> None:
@@ -105,14 +107,15 @@ def test_a_config_that_does_not_fit_the_tensors_is_refused(made: Made, tmp_path:
     refuse(made, tmp_path, normalization="whitened")
 
 
-def refuse(made: Made, place: Path, **changes: object) -> None:
-    """Check that the artefact with these changes in its config is refused in one sentence."""
+def refuse(made: Made, place: Path, **changes: object) -> str:
+    """Check that the artefact with these changes in its config is refused; return the sentence."""
     shutil.copytree(made.folder / "dictionary", place, dirs_exist_ok=True)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | changes))
     with pytest.raises(InputError) as told:
         load(place)
     assert "\n" not in str(told.value)
+    return str(told.value)
 
 
 def test_saving_leaves_the_dictionary_in_memory_as_it_was(made: Made, tmp_path: Path) -> None:
