@@ -68,26 +68,20 @@ def train(arguments: list[str] | None = None) -> None:
 
 def encode(arguments: list[str] | None = None) -> None:
     """Print the strongest factors of a text: ``dictlearn encode run=DIR text="..."``."""
+    sentence, others = _sentence(sys.argv[1:] if arguments is None else arguments)
 
     def task(config: DictConfig) -> None:
         from dictlearn.summary import show_factors
 
-        show_factors(config)
+        show_factors(config, sentence)
 
-    given = sys.argv[1:] if arguments is None else arguments
-    _launch(task, "encode", [_quoted(argument) for argument in given])
+    _launch(task, "encode", others)
 
 
-def _quoted(argument: str) -> str:
-    """Protect the value of ``text=...`` from Hydra's grammar: a sentence is taken as it is.
-
-    Hydra would take ``text=`` for the config group of that name, so the key is another one.
-    """
-    key, sign, value = argument.partition("=")
-    if key != "text" or not sign:
-        return argument
-    escaped = value.replace("\\", "\\\\").replace("'", "\\'").replace("${", "\\${")
-    return f"sentence='{escaped}'"
+def _sentence(arguments: list[str]) -> tuple[str, list[str]]:
+    """Take ``text=...`` out of the arguments: a sentence is no matter of Hydra's grammar."""
+    texts = [argument.removeprefix("text=") for argument in arguments if argument[:5] == "text="]
+    return "".join(texts[-1:]), [argument for argument in arguments if argument[:5] != "text="]
 
 
 def _launch(

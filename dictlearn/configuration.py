@@ -5,6 +5,7 @@ Imports Hydra and OmegaConf only, so that ``--help`` and a typo are answered at 
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,12 +67,7 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         InputError: a value is wrong, an option does not exist, or the target is not allowed.
     """
     container = OmegaConf.to_container(node, resolve=True)
-    for target in targets(container):
-        if not target.startswith(ALLOWED_TARGETS):
-            raise InputError(
-                f"_target_: {target} is not built from a config; allowed are "
-                f"{', '.join(prefix + '*' for prefix in ALLOWED_TARGETS)}."
-            )
+    _check_targets(list(targets(container)))
     try:
         return instantiate(node, **arguments)
     except InstantiationException as error:
@@ -88,6 +84,26 @@ def build(node: DictConfig, **arguments: Any) -> Any:
             target = next(targets(container), "the object").rpartition(".")[2]
             raise InputError(f"{target} cannot be built: {' '.join(str(cause).split())}") from None
         raise
+
+
+def _check_targets(names: list[str]) -> None:
+    """Refuse what is not a class of an allowed package, also if it only passes through one."""
+    foreign = [name for name in names if not name.startswith(ALLOWED_TARGETS)]
+    for name in foreign or names:
+        found = None if foreign else _located(name)
+        if not isinstance(found, type) or not found.__module__.startswith(ALLOWED_TARGETS):
+            raise InputError(
+                f"_target_: {name} is not built from a config; allowed are the classes of "
+                f"{', '.join(prefix + '*' for prefix in ALLOWED_TARGETS)}."
+            )
+
+
+def _located(name: str) -> object:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute, None)
+    except ModuleNotFoundError:
+        return None
 
 
 def _unexpected(error: TypeError, container: Any) -> str:

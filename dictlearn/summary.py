@@ -41,11 +41,11 @@ def show(run_dir: Path, figures: dict[str, float]) -> None:
         ("factors", run_dir / "factors.html"),
     ):
         if path.exists():
-            console.print(f"{name + ':':<12}{path}", soft_wrap=True)
+            console.print(f"{name + ':':<12}{path}", soft_wrap=True, markup=False)
 
 
-def show_factors(config: DictConfig) -> None:
-    """Print, per layer and token of ``text``, the strongest factors of the dictionary in ``run``.
+def show_factors(config: DictConfig, sentence: str) -> None:
+    """Print, per layer and token of a sentence, the strongest factors of the dictionary in ``run``.
 
     Raises:
         InputError: no dictionary there, an empty text, or a layer that it was not trained on.
@@ -56,7 +56,7 @@ def show_factors(config: DictConfig) -> None:
 
     quiet()
     plain(config)
-    if not config.sentence:
+    if not sentence:
         raise InputError('text has no value: give a sentence as text="...".')
     top = whole_number("top", config.top)
     trained = load(str(config.run))
@@ -68,7 +68,7 @@ def show_factors(config: DictConfig) -> None:
         layers = tuple(config.layers)
     elif config.layers != "all":
         raise InputError(f"layers={config.layers} must be all or a list out of {layers}.")
-    found = trained.encode_text(str(config.sentence))
+    found = trained.encode_text(sentence)
     console = Console(highlight=False)
     for layer in layers:
         codes = found.codes[found.layers.index(layer)]

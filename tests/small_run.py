@@ -43,8 +43,8 @@ def small_data(
         "block_length": 16,
         "lanes": 4,
         "sequences_per_block": 8,
-        "validation_vectors": 1024,
-        "statistics_tokens": 1024,
+        "validation_vectors": 512,
+        "statistics_tokens": 512,
         "prefetch": False,
         **options,
     }

@@ -1,19 +1,17 @@
 """The command line: help at once, sentences as they are, mistakes without a trace."""
 
 import os
-import random
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 import dictlearn
 from dictlearn import cli
-from dictlearn.configuration import config_dir, groups, plain
+from dictlearn.configuration import groups
 
 ROOT = Path(dictlearn.__file__).parent.parent
 HEAVY = ("torch", "pytorch_lightning", "transformers", "datasets", "wandb", "numpy")
@@ -73,13 +71,6 @@ def test_the_whole_config_is_printed_before_anything_heavy_is_imported(tmp_path:
     assert re.search("^seed: 41", said, flags=re.MULTILINE)
 
 
-def through_hydra(*sentences: str) -> list[object]:
-    """Return the sentences that reach the command `encode`."""
-    with initialize_config_dir(config_dir(), version_base="1.3"):
-        lines = [["run=x", cli._quoted(f"text={sentence}")] for sentence in sentences]
-        return [plain(compose("encode", overrides=line))["sentence"] for line in lines]
-
-
 SENTENCES = [
     "The bank by the river.",
     "it's 'quoted' and \"doubly\" so",
@@ -105,19 +96,22 @@ SENTENCES = [
 
 
 @pytest.mark.parametrize("sentence", SENTENCES)
-def test_a_sentence_reaches_the_command_as_it_was_typed(sentence: str) -> None:
-    assert through_hydra(sentence) == [sentence]
-
-
-def test_any_row_of_awkward_characters_reaches_the_command() -> None:
-    draw, characters = random.Random(0), "ab '\"\\\\\\{}[]$,=:\n"
-    rows = ["x" + "".join(draw.choices(characters, k=draw.randint(0, 9))) for _ in range(40)]
-    assert through_hydra(*rows) == rows
+def test_a_sentence_reaches_the_command_as_it_was_typed(
+    sentence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        "dictlearn.summary.show_factors",
+        lambda config, sentence: seen.append((config.run, sentence)),
+    )
+    cli.encode([f"text={sentence}", "run=text"])
+    assert seen == [("text", sentence)]
 
 
 @pytest.mark.parametrize("argument", ["run=text=1", "top=3", "layers=[0,3]", "--help", "text"])
 def test_other_arguments_are_left_to_hydra(argument: str) -> None:
-    assert cli._quoted(argument) == argument
+    assert cli._sentence([argument]) == ("", [argument])
 
 
 def told(capfd: pytest.CaptureFixture[str], stop: pytest.ExceptionInfo[SystemExit]) -> str:

@@ -59,7 +59,7 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
 def checkpointed(
     data: HiddenStateDataModule, folder: Path, start: Path | None, **parts: Any
 ) -> tuple[DictionaryLearner, pl.Trainer]:
-    learner = small_learner(data, n_atoms=256, dead_after_vectors=2 * BATCH, **parts)
+    learner = small_learner(data, n_atoms=192, dead_after_vectors=2 * BATCH, **parts)
     saved = ModelCheckpoint(
         folder, "{step}", monitor="val/fvu", save_top_k=-1, save_on_train_epoch_end=False
     )
@@ -80,11 +80,11 @@ def test_a_run_taken_up_in_the_middle_ends_bit_equal(
     setting: str, make_data: MakeData, tmp_path: Path
 ) -> None:
     parts = SETTINGS[setting]
-    whole, first = checkpointed(make_data(steps=11), tmp_path / "a", None, **parts())
+    whole, first = checkpointed(make_data(steps=9), tmp_path / "a", None, **parts())
     middle = tmp_path / "a" / "step=4.ckpt"
-    taken_up, second = checkpointed(make_data(steps=11), tmp_path / "b", middle, **parts())
-    assert first.global_step == second.global_step == 11
-    assert whole.vectors_seen == taken_up.vectors_seen == 11 * BATCH
+    taken_up, second = checkpointed(make_data(steps=9), tmp_path / "b", middle, **parts())
+    assert first.global_step == second.global_step == 9
+    assert whole.vectors_seen == taken_up.vectors_seen == 9 * BATCH
     found, expected = taken_up.state_dict(), whole.state_dict()
     assert set(found) == set(expected)
     for key, value in expected.items():

@@ -2,9 +2,10 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from dictlearn.errors import InputError
 from dictlearn.storage.saved import load
@@ -89,15 +90,15 @@ def run(minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPat
     return place / "run"
 
 
-def asked(folder: Path, **given: object) -> DictConfig:
-    values = {"run": str(folder), "sentence": "The old bank.", "top": 2, "layers": "all", **given}
-    return OmegaConf.create(values)
+def ask(folder: Path, sentence: str = "The old bank.", **given: object) -> None:
+    values = {"run": str(folder), "top": 2, "layers": "all", **given}
+    show_factors(OmegaConf.create(values), sentence)
 
 
 def test_the_strongest_factors_of_every_token_are_shown_layer_by_layer(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_factors(asked(run))
+    ask(run)
     printed = capsys.readouterr().out
     found = load(run).encode_text("The old bank.")
     parts = re.split(r"hidden state (\d+)", printed)[1:]
@@ -115,38 +116,37 @@ def test_the_strongest_factors_of_every_token_are_shown_layer_by_layer(
 
 
 def test_only_the_layers_asked_for_are_shown(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_factors(asked(run, layers=[3]))
+    ask(run, layers=[3])
     assert re.findall(r"hidden state (\d+)", capsys.readouterr().out) == ["3"]
 
 
 def test_square_brackets_in_a_text_are_no_markup(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_factors(asked(run, sentence="a [b] c", layers=[0]))
+    ask(run, sentence="a [b] c", layers=[0])
     assert re.search(r" \[ .* b .* \] ", capsys.readouterr().out, flags=re.DOTALL)
 
 
 def test_no_more_factors_than_atoms_are_shown(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_factors(asked(run, sentence="bank", top=1000, layers=[0]))
+    ask(run, sentence="bank", top=1000, layers=[0])
     assert 1 <= len(re.findall(r"\d+:\d", capsys.readouterr().out)) <= 8
 
 
 @pytest.mark.parametrize(
     ("given", "pattern"),
     [
-        ({"sentence": None}, 'give a sentence as text="..."'),
         ({"sentence": ""}, 'give a sentence as text="..."'),
         ({"sentence": " \n"}, "no token"),
         ({"layers": [0, 2]}, r"layers=\[2\].*\(0, 3\)"),
         ({"layers": "every"}, r"layers=every must be all or a list out of \(0, 3\)"),
         ({"top": 0}, "top=0"),
-        ({"run": "nowhere"}, "no trained dictionary at nowhere"),
+        ({"run": Path("nowhere")}, "no trained dictionary at nowhere"),
     ],
 )
 def test_what_cannot_be_shown_is_told_in_one_sentence(
-    given: dict[str, object], pattern: str, run: Path
+    given: dict[str, Any], pattern: str, run: Path
 ) -> None:
     with pytest.raises(InputError, match=pattern):
-        show_factors(asked(run, **given))
+        ask(given.pop("run", run), **given)

@@ -95,7 +95,7 @@ def learned(module: pl.LightningModule) -> DictionaryLearner:
 
 
 def exact() -> dict[str, Any]:
-    return {"prox": Soft(0.05), "inference": Iterative(Fista())}
+    return {"prox": Soft(0.05), "inference": Iterative(Fista(), tolerance=1e-3)}
 
 
 def run(
