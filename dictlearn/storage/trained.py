@@ -67,6 +67,13 @@ class TrainedDictionary:
         """The atoms, `[m, d]`."""
         return self.dictionary.atoms.detach()
 
+    def to(self, device: str | torch.device) -> TrainedDictionary:
+        """Move everything to a device, and return the dictionary; inputs follow by themselves."""
+        for module in (self.dictionary, self.inference, self.normalization):
+            module.to(device)
+        self._transformer = None  # loaded there on its next use
+        return self
+
     @property
     def layers(self) -> tuple[int, ...]:
         """Indices of `hidden_states` that the dictionary was trained on."""
@@ -78,7 +85,7 @@ class TrainedDictionary:
         if self._transformer is None:
             known = self.about["transformer"]
             found = FrozenTransformer(known["path"], known["dtype"], known["revision"])
-            found.load("cpu")
+            found.load(self.atoms.device)
             if found.describe()["sha256"] != known["sha256"]:
                 raise InputError(
                     f"The model at {known['path']} is not the one this dictionary was trained on: "
@@ -114,6 +121,7 @@ class TrainedDictionary:
                 f"The codes have {codes.shape[-1]} entries but the dictionary has "
                 f"{self.dictionary.n_atoms} atoms."
             )
+        codes = codes.to(self.atoms.device)
         return self._in_chunks(self._decode_rows, codes, self._layers_of(codes, layer))
 
     @torch.no_grad()
@@ -175,7 +183,7 @@ class TrainedDictionary:
                 f"The hidden states have width {hidden_states.shape[-1]} but the atoms have width "
                 f"{width}: they come from another model."
             )
-        return hidden_states, layer
+        return hidden_states.to(self.atoms.device), layer
 
     def _layers_of(self, values: Tensor, layer: Layer) -> Tensor | None:
         """Return the layer of every row of `values` seen as `[rows, ...]`, or None if unknown."""

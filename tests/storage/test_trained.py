@@ -274,3 +274,19 @@ def test_a_transformer_with_other_weights_is_refused(
     for _ in range(2):
         with pytest.raises(InputError, match="not the one this dictionary was trained on"):
             other.encode_text("The bank.")
+
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, NO_GPU])])
+def test_it_moves_to_a_device_and_takes_inputs_from_any(
+    device: str, made: Made, rows: HiddenStates
+) -> None:
+    expected = load(made.folder).encode(rows)
+    moved = load(made.folder).to(device)
+    codes = moved.encode(rows)
+    assert codes.device.type == device
+    assert moved.atoms.device.type == device
+    torch.testing.assert_close(codes.cpu(), expected, rtol=1e-3, atol=1e-4)
+    assert moved.decode(codes.cpu(), rows.layer).device.type == device
