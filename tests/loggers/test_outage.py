@@ -128,11 +128,13 @@ class LosesWandb(pl.Callback):
     def on_train_batch_end(self, *arguments: Any) -> None:
         if arguments[-1] != 5:
             return
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True)
-        for line in listing.stdout.splitlines():
-            pid, parent, command = line.split(maxsplit=2)
-            if parent == str(os.getpid()) and "wandb-core" in command:
-                os.kill(int(pid), signal.SIGKILL)
+        # The name alone: ps cuts whole command lines where it thinks a terminal ends.
+        listing = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True)
+        rows = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
+        mine = [int(row[0]) for row in rows if row[1:] == [str(os.getpid()), "wandb-core"]]
+        assert mine
+        for pid in mine:
+            os.kill(pid, signal.SIGKILL)
         time.sleep(0.5)
 
 
