@@ -1,6 +1,6 @@
 """Why the default is what it is: held-out FVU and speed of its neighbours, on the embedded model and text.
 
-    python benchmarks/default_run.py [--vectors 300000] [--only NAME ...] [--json FILE]
+    python benchmarks/default_run.py [--vectors 300000] [--only NAME ...] [--override KEY=VALUE ...] [--json FILE]
 
 Every variant is a whole run of ``train.py`` in a process of its own, on the same text, model, seed and number of
 vectors; the figures are those of its ``metrics.json``.
@@ -72,13 +72,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=300_000)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS))
+    parser.add_argument("--override", nargs="*", default=[], help="for every variant")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     flat: dict[str, float] = {}
     print(f"{'variant':34} {'FVU':>7} {'L0':>6} {'dead':>6} {'vectors/s':>10}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.only:
-            found = measure(VARIANTS[name], arguments.vectors, Path(folder))
+            overrides = [*arguments.override, *VARIANTS[name]]
+            found = measure(overrides, arguments.vectors, Path(folder))
             print(
                 f"{name:34} {found['val/fvu']:7.4f} {found['val/l0']:6.1f} "
                 f"{found['val/dead_fraction']:6.1%} {found['train/vectors_per_second']:10,.0f}",
