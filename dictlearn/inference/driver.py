@@ -28,12 +28,14 @@ class Solution(NamedTuple):
         gap: relative duality gap `[n]`; infinite when nobody asked for it.
         steps: steps taken by the slowest row.
         converged: bool `[n]`, whether the gap is at most the tolerance.
+        extra_loss: what a learned encoder adds to the training loss of every row, `[n]`.
     """
 
     codes: Codes
     gap: Tensor
     steps: int
     converged: Tensor
+    extra_loss: Tensor | None = None
 
 
 @torch.no_grad()
