@@ -29,6 +29,7 @@ dictlearn: learn a dictionary of transformer factors, and look at them
 
   dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
+  dictlearn evaluate inference run=DIR            FVU against L0, time and gap of several inferences
 
   dictlearn COMMAND --help                        groups, options and keys of a command
   dictlearn train --cfg job                       the whole config
@@ -37,9 +38,12 @@ dictlearn: learn a dictionary of transformer factors, and look at them
 HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 
+EVALUATIONS = ("inference",)
+
+
 def main() -> None:
     """Run the command named by the first argument."""
-    commands = {"train": train, "encode": encode}
+    commands = {"train": train, "encode": encode, "evaluate": evaluate}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE)
@@ -76,6 +80,27 @@ def encode(arguments: list[str] | None = None) -> None:
         show_factors(config, sentence)
 
     _launch(task, "encode", others)
+
+
+def evaluate(arguments: list[str] | None = None) -> None:
+    """Compare inferences on one dictionary: ``dictlearn evaluate inference run=DIR``."""
+    what, *others = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    others = [argument for argument in others if argument]
+    if what.startswith("-"):
+        others.insert(0, what)
+    elif what not in EVALUATIONS:
+        _stop(
+            f"dictlearn evaluate '{what}' is not one of {', '.join(EVALUATIONS)}."
+            f"{nearest(what, EVALUATIONS)}"
+        )
+
+    def task(config: DictConfig) -> None:
+        from dictlearn.evaluation import evaluate_inference
+        from dictlearn.summary import show_frontier
+
+        show_frontier(evaluate_inference(config))
+
+    _launch(task, "evaluate", others)
 
 
 def _sentence(arguments: list[str]) -> tuple[str, list[str]]:

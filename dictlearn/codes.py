@@ -42,12 +42,12 @@ class Codes(NamedTuple):
         return Codes(self.values.detach(), self.indices, self.n_atoms)
 
     def l0(self) -> Tensor:
-        """Return the number of positive codes of every row, `[n]`."""
-        return (self.values > 0).sum(-1)
+        """Return the number of codes of every row that are not zero, `[n]`."""
+        return (self.values != 0).sum(-1)
 
     def l1(self) -> Tensor:
-        """Return the sum of every row's codes, `[n]`."""
-        return self.values.sum(-1)
+        """Return the sum of every row's codes regardless of sign, `[n]`."""
+        return self.values.abs().sum(-1)
 
     def sum_over_rows(self, values: Tensor) -> Tensor:
         """Sum `values` (shaped like `self.values`) per atom, `[m]`."""
@@ -57,5 +57,5 @@ class Codes(NamedTuple):
         return total.index_add_(0, self.indices.flatten(), values.flatten())
 
     def fired(self) -> Tensor:
-        """Return in how many rows every atom is active (value > 0), float `[m]`."""
-        return self.sum_over_rows((self.values > 0).to(torch.float32))
+        """Return in how many rows every atom is active (code not zero), float `[m]`."""
+        return self.sum_over_rows((self.values != 0).to(torch.float32))

@@ -23,6 +23,7 @@ class Dictionary(nn.Module):
         bias: whether a bias `b` is learned beside the atoms.
         initialization: `data` (atoms are hidden states, by `initialize_from`) or `gaussian`.
         dead_after_vectors: an atom that fired for none of so many vectors in a row is dead.
+        path: of a run whose dictionary is to be the start, for `start_from`; None: a new one.
         seed: of the random start.
 
     Raises:
@@ -36,6 +37,7 @@ class Dictionary(nn.Module):
         bias: bool = False,
         initialization: str = "gaussian",
         dead_after_vectors: int = 100_000,
+        path: str | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -45,10 +47,29 @@ class Dictionary(nn.Module):
             "dictionary.initialization", initialization, ("data", "gaussian")
         )
         self.dead_after_vectors = whole_number("dictionary.dead_after_vectors", dead_after_vectors)
-        self.seed = seed
+        self.path, self.seed = path, seed
+        self._started = False
         start = torch.randn(self.n_atoms, self.width, generator=generator(seed, "atoms"))
         self.atoms = nn.Parameter(nn.functional.normalize(start, dim=1))
         self.bias = nn.Parameter(torch.zeros(self.width)) if flag("dictionary.bias", bias) else None
+
+    @torch.no_grad()
+    def start_from(self, other: Dictionary) -> None:
+        """Start from the atoms and the bias of a dictionary that is there already.
+
+        Raises:
+            InputError: it has another number of atoms or another width.
+        """
+        if other.atoms.shape != self.atoms.shape:
+            raise InputError(
+                f"dictionary.path holds {other.n_atoms} atoms of width {other.width}, not "
+                f"{self.n_atoms} of width {self.width}: set dictionary.n_atoms={other.n_atoms}, "
+                "and take the transformer it was trained on."
+            )
+        self.atoms.copy_(other.atoms)
+        if self.bias is not None and other.bias is not None:
+            self.bias.copy_(other.bias)
+        self._started = True
 
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
@@ -57,6 +78,8 @@ class Dictionary(nn.Module):
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:
         """Start from hidden states: the bias at their mean, the atoms (`data`) at random rows.
+
+        A dictionary that started from another one stays as it is.
 
         Equal and zero rows count once and not at all; if there are fewer rows than atoms, the
         atoms that are left keep their Gaussian start.
@@ -72,6 +95,8 @@ class Dictionary(nn.Module):
                 f"The hidden states have width {x.shape[-1]} but the dictionary has width "
                 f"{self.width}: they must come from the same transformer."
             )
+        if self._started:
+            return
         x = x.to(self.atoms)
         if self.bias is not None:
             self.bias.copy_(x.mean(0))

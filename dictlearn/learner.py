@@ -15,11 +15,13 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dictlearn.dictionary import Dictionary
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
-from dictlearn.inference import Inference, Solution, objective, training_loss
+from dictlearn.inference import Inference, Solution, objective
+from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
+from dictlearn.losses import Loss, Objective, View
 from dictlearn.metrics import HeldOutMetrics
 from dictlearn.metrics.held_out import Measured
-from dictlearn.prox import Prox
-from dictlearn.update import DictionaryOptimizer, UpdateRule, lr_factor
+from dictlearn.prox import Moment, Prox
+from dictlearn.update import DictionaryOptimizer, Run, UpdateRule, lr_factor
 
 
 class DictionaryLearner(pl.LightningModule):
@@ -30,7 +32,9 @@ class DictionaryLearner(pl.LightningModule):
         prox: what makes the codes sparse.
         inference: `x -> codes`; its own parameters, if any, are trained along.
         update: how the atoms move.
+        loss: what training lowers; the objective of sparse coding if None.
         max_vectors: the budget, which the schedule of the learning rate refers to.
+        seed: of what a sparsity draws during training.
         config: the resolved config as plain values, kept in every checkpoint.
     """
 
@@ -43,8 +47,10 @@ class DictionaryLearner(pl.LightningModule):
         prox: Prox,
         inference: Inference,
         update: UpdateRule,
+        loss: Loss | None = None,
         *,
         max_vectors: int,
+        seed: int = 0,
         config: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -55,7 +61,13 @@ class DictionaryLearner(pl.LightningModule):
         self.prox = prox
         self.inference = inference
         self.update = update
+        self.loss = Objective() if loss is None else loss
+        self.loss.check(dictionary.n_atoms, inference)
         self.max_vectors = max_vectors
+        self.seed = seed
+        wanted = prox.steered_to
+        gain = SLOW_GAIN if inference.differentiable else GAIN
+        self.price = None if wanted is None else Price(float(prox.lambda_), wanted, gain)
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
@@ -82,55 +94,115 @@ class DictionaryLearner(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Build the update rule's optimizer and its schedule, stated in vectors."""
-        atoms = list(self.dictionary.parameters())
-        optimizer = self.update.build(atoms, list(self.inference.parameters()))
         per_step = self.data.options.batch_size * self.trainer.world_size
-        schedule = LambdaLR(
-            optimizer,
-            lambda step: lr_factor(self.update, step * per_step, self.max_vectors),
-        )
+        first = int(next(iter(self.inference.boundaries), 1.0) * self.max_vectors)
+        run = Run(self.dictionary.n_atoms, self.dictionary.width, per_step, first)
+        atoms = list(self.dictionary.parameters())
+        rule = self.update.for_run(run)
+        optimizer = rule.build(atoms, list(self.inference.parameters()))
+        schedule = LambdaLR(optimizer, lambda step: self._lr_factor(step * per_step))
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
 
-    def infer(self, states: HiddenStates, *, certify: bool = False) -> tuple[Tensor, Solution]:
-        """Return the normalised vectors less the bias, `[n, d]`, and their codes."""
+    def _lr_factor(self, vectors: int) -> float:
+        """Return the factor of the learning rate; every phase of the inference has a schedule."""
+        bounds = [0.0, *self.inference.boundaries, 1.0]
+        starts = [int(share * self.max_vectors) for share in bounds]
+        phase = max(i for i, start in enumerate(starts[:-1]) if start <= vectors or i == 0)
+        first, last = starts[phase], starts[phase + 1]
+        return lr_factor(self.update, vectors - first, last - first, phase)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip what moves the atoms along the sphere; the rest would be undone anyway."""
+        if gradient_clip_val and isinstance(optimizer, DictionaryOptimizer):
+            optimizer.project_gradient()
+        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def sparsity(self, layer: Tensor, *, training: bool = False) -> Prox:
+        """Return the sparsity of rows from the layers `[n]`, at this step if in training."""
+        prox = self.prox if self.price is None else self.prox.priced(self.price.lambda_)
+        if training:
+            fraction = min(1.0, self.vectors_seen / self.max_vectors)
+            prox = prox.at(Moment(fraction, self.seed, self.trainer.global_step))
+        return prox.for_layers(self.normalization.row(layer))
+
+    def infer(
+        self, states: HiddenStates, prox: Prox | None = None, *, certify: bool = False
+    ) -> tuple[Tensor, Solution]:
+        """Return the normalised vectors less the bias, `[n, d]`, and their codes.
+
+        Args:
+            states: raw vectors of a batch.
+            prox: the sparsity; that of evaluation if None.
+            certify: whether the duality gap is wanted where it costs extra.
+        """
+        prox = self.sparsity(states.layer) if prox is None else prox
         x = self.dictionary.centre(self.normalization(states.vectors, states.layer))
         learned = self.dictionary.atoms
         atoms = learned.detach() if self.update.fixed_codes else learned
-        return x, self.inference(x, atoms, self.prox, certify=certify)
+        return x, self.inference(x, atoms, prox, certify=certify)
 
     def raw(self, decoded: Tensor, layer: Tensor) -> Tensor:
         """Return decoded rows `[n, d]` as hidden states of the layers `[n]`."""
         return self.normalization.invert(self.dictionary.uncentre(decoded), layer)
 
     def training_step(self, batch: HiddenStates, batch_idx: int) -> Tensor:
-        """Infer the codes, and return the weighted objective whose gradient moves the atoms."""
-        x, solution = self.infer(batch)
+        """Infer the codes, and return the loss whose gradient moves the atoms."""
+        self.inference.advance(self.vectors_seen / self.max_vectors)
+        prox = self.sparsity(batch.layer, training=True)
+        x, solution = self.infer(batch, prox)
         decoded = self.dictionary.decode(solution.codes)
-        loss = training_loss(x, decoded, solution.codes, self.prox, batch.weight)
-        self._observe(solution, batch)
+        view = View(
+            x,
+            decoded,
+            solution,
+            self.dictionary,
+            self.inference,
+            prox,
+            batch.weight,
+            self.is_dead(),
+            self.idle,
+        )
+        loss = self.loss(view)
+        self._observe(view)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self._log_training(batch, decoded.detach(), solution, loss.detach())
         return loss
 
     @torch.no_grad()
-    def _observe(self, solution: Solution, batch: HiddenStates) -> None:
-        """Count who fired and how strongly, over the rows of all processes."""
-        codes = solution.codes.detach()
-        n = len(batch.vectors)
-        seen = torch.stack([codes.sum_over_rows(codes.values.square()) / n, codes.fired()])
+    def _observe(self, view: View) -> None:
+        """Count who fired and how strongly, over the rows of all processes; steer what is
+        steered.
+        """  # noqa: D205
+        codes, n = view.solution.codes.detach(), len(view.x)
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        weighed = isinstance(optimizer, DictionaryOptimizer) and optimizer.weighs_energy
+        square = codes.values.square()
+        square = square * view.weight[:, None] if weighed else square
+        seen = torch.stack([codes.sum_over_rows(square) / n, codes.fired()])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(seen)
         energy, fired = seen[0] / self.trainer.world_size, seen[1]
         vectors = n * self.trainer.world_size
         self.idle.add_(vectors).masked_fill_(fired > 0, 0)
         self.vectors_seen += vectors
-        optimizer = self.optimizers(use_pl_optimizer=False)
+        l0 = fired.sum() / vectors
+        self.inference.observe(l0)
+        if self.price is not None:
+            self.price.observe(l0)
         if isinstance(optimizer, DictionaryOptimizer):
+            optimizer.set_exact(not view.solution.codes.values.requires_grad)
             optimizer.observe(energy)
+            if optimizer.wants_codes:
+                optimizer.observe_codes(view.x.detach(), codes, view.weight)
 
     @torch.no_grad()
     def _log_training(
@@ -152,10 +224,11 @@ class DictionaryLearner(pl.LightningModule):
 
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
-        x, solution = self.infer(batch, certify=True)
+        prox = self.sparsity(batch.layer)
+        x, solution = self.infer(batch, prox, certify=True)
         codes = solution.codes
         raw = self.raw(self.dictionary.decode(codes), batch.layer)
-        value = objective(x, codes, self.dictionary.atoms, self.prox)
+        value = objective(x, codes, self.dictionary.atoms, prox)
         self.held_out.update(
             Measured(
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, ListConfig
 from rich.console import Console
 from rich.table import Table
 
 from dictlearn.errors import InputError, whole_number
+
+if TYPE_CHECKING:
+    from dictlearn.evaluation import Result
 
 
 def show(run_dir: Path, figures: dict[str, float]) -> None:
@@ -42,6 +46,26 @@ def show(run_dir: Path, figures: dict[str, float]) -> None:
     ):
         if path.exists():
             console.print(f"{name + ':':<12}{path}", soft_wrap=True, markup=False)
+
+
+def show_frontier(result: Result) -> None:
+    """Print FVU, L0, time and gap of every inference, and where page and figures are."""
+    console = Console(highlight=False)
+    table = Table(title="Held-out vectors, one dictionary", title_justify="left")
+    table.add_column("inference")
+    for name in ("L0", "FVU", "us/vector", "mean gap", "worst gap"):
+        table.add_column(name, justify="right")
+    method = ""
+    for point in result.points:
+        if method not in ("", point.method):
+            table.add_section()
+        method = point.method
+        gaps = [f"{gap:.1e}" if gap == gap else "" for gap in (point.gap, point.worst_gap)]
+        figures = (f"{point.l0:.1f}", f"{point.fvu:.4f}", f"{point.microseconds:.0f}", *gaps)
+        table.add_row(method, *figures)
+    console.print(table)
+    for name in ("inference.json", "inference.html"):
+        console.print(str(result.folder / name), soft_wrap=True, markup=False)
 
 
 def show_factors(config: DictConfig, sentence: str) -> None:

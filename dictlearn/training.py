@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.configuration import build, known_keys, plain
+from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, nearest, number, whole_number
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.learner import DictionaryLearner
@@ -22,7 +23,7 @@ from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.noise import quiet
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
-from dictlearn.storage.saved import save_dictionary
+from dictlearn.storage.saved import load, save_dictionary
 
 log = logging.getLogger(__name__)
 
@@ -78,12 +79,20 @@ def compose(
     prox = build(config["prox"])
     inference = build(config["inference"])
     update = build(config["update"])
+    loss = build(config["loss"])
     options = build(config["hidden_states"])
     text = build(config["text"])
     transformer = build(config["transformer"])
-    dictionary = build(config["dictionary"], width=transformer.hidden_size, seed=config.seed)
+    dictionary = _dictionary(config, transformer.hidden_size)
     learner = DictionaryLearner(
-        dictionary, prox, inference, update, max_vectors=max_vectors, config=values
+        dictionary,
+        prox,
+        inference,
+        update,
+        loss,
+        max_vectors=max_vectors,
+        seed=config.seed,
+        config=values,
     )
     data = HiddenStateDataModule(
         transformer,
@@ -94,6 +103,14 @@ def compose(
         data_dir=Path(config.data_dir),
     )
     return learner, data
+
+
+def _dictionary(config: DictConfig, width: int) -> Dictionary:
+    """Build the dictionary; with a path it starts from one that is there already."""
+    dictionary: Dictionary = build(config["dictionary"], width=width, seed=config.seed)
+    if dictionary.path is not None:
+        dictionary.start_from(load(dictionary.path).dictionary)
+    return dictionary
 
 
 def _refuse_used(run_dir: Path) -> None:
@@ -192,13 +209,16 @@ def _leave(
     values: dict[str, Any],
     figures: dict[str, float],
 ) -> None:
+    prox = dict(values["prox"])
+    if learner.price is not None:  # what it was steered to is the price from now on
+        prox |= {"lambda_": float(learner.price.lambda_), "target_l0": None}
     save_dictionary(
         run_dir / "dictionary",
         learner.dictionary,
         learner.inference,
         data.normalization,
         about={
-            "prox": values["prox"],
+            "prox": prox,
             "inference": values["inference"],
             "transformer": data.transformer.describe(),
             "text": {

@@ -30,10 +30,12 @@ ARROWS: dict[str, set[str]] = {
     "dictionary": BOTTOM | {"kernels"},
     "inference": BOTTOM | {"prox", "kernels", "dictionary"},
     "update": BOTTOM,
+    "losses": BOTTOM | {"prox", "kernels", "dictionary", "inference"},
     "metrics": BOTTOM,
     "storage": BOTTOM
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},
-    "learner": BOTTOM | {"prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
+    "learner": BOTTOM
+    | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
     "loggers": BOTTOM,
@@ -42,14 +44,26 @@ ARROWS: dict[str, set[str]] = {
     | {
         "callbacks",
         "configuration",
+        "dictionary",
         "hidden_states",
         "learner",
         "loggers",
         "noise",
         "storage",
     },
-    "summary": {"configuration", "errors", "noise", "storage"},
-    "cli": {"configuration", "errors", "summary", "training"},
+    "evaluation": BOTTOM
+    | {
+        "configuration",
+        "explorer",
+        "hidden_states",
+        "inference",
+        "metrics",
+        "noise",
+        "prox",
+        "storage",
+    },
+    "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
+    "cli": {"configuration", "errors", "evaluation", "summary", "training"},
     "__init__": {"storage"},
 }
 
@@ -104,7 +118,10 @@ def test_the_table_of_arrows_has_no_cycle() -> None:
 
 
 def test_the_page_renderer_imports_no_torch() -> None:
-    code = "import sys, dictlearn.explorer.factors_page; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, dictlearn.explorer.factors_page, dictlearn.explorer.frontier_page;"
+        "sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

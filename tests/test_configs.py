@@ -57,6 +57,13 @@ def test_it_composes_and_every_key_is_an_argument(option: str, tmp_path: Path) -
 
 
 PATHS = {"text=local", "text=hub"}
+PRICED = {
+    f"inference={name}"
+    for name in (
+        *("ista", "fista", "fista_seed", "greedy_fista", "working_set", "lasso_refit"),
+        *("alternating", "gated", "lista", "lista_cp", "alista"),
+    )
+}
 
 
 @pytest.mark.parametrize("option", [o for o in OPTIONS if o not in NEEDS_CUDA])
@@ -64,10 +71,12 @@ def test_it_builds(option: str, tmp_path: Path, minilm_folder: Path, text_folder
     local = [f"transformer.path={minilm_folder}"]
     if not option.startswith("transformer="):
         local += ["transformer=local"]
-    if option.startswith(("text=", "experiment=")):
+    if option.startswith(("text=", "experiment=yun")):
         local += [] if option == "text=installed_docs" else [f"text.path={text_folder}"]
-    if option.startswith("inference=") and option != "inference=unrolled":
+    if option in PRICED:
         local += ["prox=soft"]  # exact codes exist for convex penalties only
+    if option == "prox=weighted":
+        local += ["prox.weights=[1.0,2.0]", "dictionary.n_atoms=2"]
     config = composed(option, *local, f"data_dir={tmp_path}", out=tmp_path)
     learner, data = training.compose(config, plain(config))
     assert learner.dictionary.atoms.shape == (config.dictionary.n_atoms, 384)

@@ -1,4 +1,4 @@
-"""Dead atoms take the place of what the dictionary reconstructs worst."""
+"""Dead and double atoms take the place of what the dictionary reconstructs worst."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from dictlearn.callbacks.duplicates import Twins, find_twins, merge_directions, usage_rank
+from dictlearn.codes import Codes
 from dictlearn.errors import number, whole_number
 from dictlearn.hidden_states import HiddenStates
 from dictlearn.learner import DictionaryLearner
@@ -18,25 +20,43 @@ log = logging.getLogger(__name__)
 
 
 class DeadAtomRevival(pl.Callback):
-    """Replaces atoms that have not fired for `dictionary.dead_after_vectors`.
+    """Replaces atoms that have not fired for `dictionary.dead_after_vectors`, and double ones.
 
-    A dead atom becomes the residual of a vector of the present batch, drawn with a probability
-    proportional to its squared error, so the new atom points where the dictionary is missing a
-    direction. Moments and energies of the optimizer are cleared for it. All processes get the
-    atoms of process 0.
+    An atom in want of a place becomes the residual of a vector of the present batch, drawn with a
+    probability proportional to its squared error, so the new atom points where the dictionary is
+    missing a direction. Moments and energies of the optimizer are cleared for it. Of two atoms
+    that are nearly the same the rarer one goes. The other moves to the mean of the two, weighted
+    by the energy of their codes, and takes over what the optimizer knows of them; the codes it
+    takes over by itself, being what inference then finds.
+    Process 0 decides for all.
 
     Args:
         every_vectors: how often to look, in training vectors of all processes.
         until_fraction: no replacement after this share of the run, so that the last atoms still
             have time to learn.
         seed: of the draws, keyed by the training step.
+        duplicate_cosine: above it two atoms count as one; None: doubles are left.
+
+    Attributes:
+        revived: atoms replaced so far, double ones included.
+        merged: double ones among them.
     """
 
-    def __init__(self, every_vectors: int, until_fraction: float, seed: int = 0) -> None:
+    def __init__(
+        self,
+        every_vectors: int,
+        until_fraction: float,
+        seed: int = 0,
+        duplicate_cosine: float | None = None,
+    ) -> None:
         self.every_vectors = whole_number("callbacks.revival.every_vectors", every_vectors)
         self.until_fraction = number("callbacks.revival.until_fraction", until_fraction, 0, 1)
+        if duplicate_cosine is not None:
+            number("callbacks.revival.duplicate_cosine", duplicate_cosine, 0, 1)
+        self.duplicate_cosine = duplicate_cosine
         self.seed = seed
         self.revived = 0
+        self.merged = 0
 
     def on_train_batch_end(
         self,
@@ -57,27 +77,77 @@ class DeadAtomRevival(pl.Callback):
 
     @torch.no_grad()
     def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:
-        dead = learner.is_dead().nonzero().flatten()
-        if len(dead) == 0:
+        dead = learner.is_dead()
+        if self.duplicate_cosine is None and not dead.any():
             return
-        residual = learner.residual(batch)
+        x, solution = learner.infer(batch, learner.sparsity(batch.layer))
+        codes = solution.codes.detach()
+        residual = (x - learner.dictionary.decode(codes)).detach()
+        twins = self._twins(learner, codes, dead)
+        places = torch.cat([dead.nonzero().flatten(), twins.gone])
         draws = generator(self.seed, "revival", trainer.global_step)
-        rows = sample_by_error(residual, len(dead), draws)
-        atoms = torch.nn.functional.normalize(residual[rows], dim=-1)
-        # By way of the CPU: a pickled CUDA tensor would come back on the GPU of process 0.
-        atoms = trainer.strategy.broadcast(atoms.cpu()).to(residual)
-        dead = dead[: len(atoms)]
-        learner.replace_atoms(dead, atoms)
-        self.revived += len(dead)
-        log.info("%d dead atoms revived at step %d", len(dead), trainer.global_step)
+        rows = sample_by_error(residual, len(places), draws)
+        fresh = torch.nn.functional.normalize(residual[rows], dim=-1)
+        places = places[: len(fresh)]
+        merged = torch.isin(twins.gone, places)
+        pairs = Twins(*(part[merged] for part in twins))
+        strength = codes.sum_over_rows(codes.values.square())
+        means = merge_directions(learner.dictionary.atoms.detach(), strength, pairs)
+        decided = _of_first_process(trainer, [places, fresh, *pairs, means])
+        if len(decided[0]):
+            self._replace(learner, *decided)
+            log.info(
+                "%d dead or double atoms replaced at step %d", len(decided[0]), trainer.global_step
+            )
+
+    def _twins(self, learner: DictionaryLearner, codes: Codes, dead: Tensor) -> Twins:
+        """Return the double atoms among the living; the codes of the batch say which is rarer."""
+        if self.duplicate_cosine is None:
+            none = torch.empty(0, dtype=torch.int64, device=dead.device)
+            return Twins(none, none)
+        energy = codes.sum_over_rows(codes.values.square())
+        living = (~dead).nonzero().flatten()
+        usage = usage_rank(energy[living], learner.idle[living])
+        atoms = learner.dictionary.atoms.detach()[living]
+        kept, gone = find_twins(atoms, usage, self.duplicate_cosine)
+        return Twins(living[kept], living[gone])
+
+    def _replace(
+        self,
+        learner: DictionaryLearner,
+        places: Tensor,
+        fresh: Tensor,
+        kept: Tensor,
+        gone: Tensor,
+        means: Tensor,
+    ) -> None:
+        """Merge the double atoms, then put the fresh ones in their places."""
+        optimizer = learner.optimizers(use_pl_optimizer=False)
+        if hasattr(optimizer, "merge_atoms"):
+            optimizer.merge_atoms(kept, gone)
+        learner.dictionary.atoms[kept] = means
+        learner.replace_atoms(places, fresh)
+        self.revived += len(places)
+        self.merged += len(gone)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the number of atoms revived so far."""
-        return {"revived": self.revived}
+        """Return the numbers of atoms replaced so far."""
+        return {"revived": self.revived, "merged": self.merged}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the count of an earlier run."""
+        """Take up the counts of an earlier run."""
         self.revived = int(state_dict["revived"])
+        self.merged = int(state_dict.get("merged", 0))
+
+
+def _of_first_process(trainer: pl.Trainer, parts: list[Tensor]) -> list[Tensor]:
+    """Return the tensors of process 0, on the device of this one.
+
+    By way of the CPU: a pickled CUDA tensor would come back on the GPU of process 0.
+    """
+    device = parts[0].device
+    decided = trainer.strategy.broadcast([part.cpu() for part in parts])
+    return [part.to(device) for part in decided]
 
 
 def sample_by_error(residual: Tensor, n: int, draws: torch.Generator) -> Tensor:

@@ -27,6 +27,22 @@ class Inference(nn.Module, ABC):
 
     differentiable: bool
 
+    @property
+    def needs_price(self) -> bool:
+        """Whether it works with priced codes only (a convex sparsity), not with counted ones."""
+        return False
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """Shares of the run at which its phase changes; the schedule starts anew there."""
+        return ()
+
+    def advance(self, fraction: float) -> None:
+        """Take note of the share of the run that is done, before every training step."""
+
+    def observe(self, l0: Tensor) -> None:
+        """Take the mean L0 of a training step, 0-dimensional, over the rows of all processes."""
+
     @abstractmethod
     def build(self, dictionary: Dictionary, prox: Prox) -> None:
         """Create the parameters and buffers for a dictionary and a sparsity.

@@ -22,8 +22,9 @@ class Iterative(Inference):
     """A solver run until every row's relative duality gap is small.
 
     Args:
-        solver: `Ista()` or `Fista()`.
-        tolerance: largest allowed relative duality gap; 0 takes exactly `max_steps` steps.
+        solver: `Ista()`, `Fista()` or `GreedyFista()`.
+        tolerance: largest allowed relative duality gap, below 1e-5 in float64; 0 takes exactly
+            `max_steps` steps.
         max_steps: bound on the steps.
         check_every: steps between two looks at the gap.
 
@@ -34,6 +35,11 @@ class Iterative(Inference):
     differentiable = False
     direction: Tensor
 
+    @property
+    def needs_price(self) -> bool:
+        """True."""
+        return True
+
     def __init__(
         self,
         solver: Solver,
@@ -42,9 +48,8 @@ class Iterative(Inference):
         check_every: int = 10,
     ) -> None:
         super().__init__()
-        check_tolerance(tolerance, torch.float32)
         self.solver = solver
-        self.tolerance = tolerance
+        self.tolerance = check_tolerance(tolerance)
         self.max_steps = whole_number("inference.max_steps", max_steps)
         self.check_every = whole_number("inference.check_every", check_every)
 
@@ -104,6 +109,11 @@ class FistaSeed(Inference):
     """
 
     differentiable = False
+
+    @property
+    def needs_price(self) -> bool:
+        """True."""
+        return True
 
     def __init__(self, max_steps: int = 500) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.kernels import reconstruct
-from dictlearn.prox import Prox
+from dictlearn.prox import Penalty, Priced, Prox
 
 
 def objective(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Tensor:
@@ -41,50 +41,80 @@ def training_loss(
 def duality_gap(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Tensor:
     """Return the relative duality gap of every row, `[n]`: never below the true suboptimality.
 
-    With residual `r`, correlations `c = r Phi^T`, price `lambda` and the feasible dual point
-    `s r`, where `s` maximises the dual over `0 <= s <= lambda / max(c)`, the gap of the
-    non-negative lasso is
-
-        gap = 1/2 (1 - s)^2 |r|^2 + sum_j a_j (lambda - s c_j),
-
-    a sum of non-negative terms: nothing cancels, so that the float32 floor is about 1e-6 (of
-    the usual difference primal - dual it is 1e-5). It is relative to the objective, and where
-    codes have no price to `1/2 |x|^2`, because the objective itself may then go to 0.
-
-    `soft`, `relu`: the gap is 0 only at the optimum. `topk`: it is the gap of the lasso whose
-    `lambda` is, row by row, the largest correlation of an inactive atom with the residual
-    (at least 0): how far the codes are from the l1 solution with that support. It is no bound
-    for the k-sparse problem, which has no such certificate. Rows that are zero give 0.
+    See `gap_of` for the formula. `soft`, `relu` and the other convex sparsities: the gap is 0
+    only at the optimum. `reweighted`: it is that of the convex problem at these codes, 0 only
+    where reweighting has come to rest. `topk` and other counts: it is the gap of the lasso whose
+    price is, row by row, the largest correlation of an inactive atom with the residual (at least
+    0): how far the codes are from the l1 solution with that support. It is no bound for the
+    k-sparse problem, which has no such certificate. Rows that are zero give 0.
 
     Args:
         x: `[n, d]`.
-        codes: non-negative codes.
+        codes: of the signs that the sparsity allows.
         atoms: `[m, d]`, unit rows.
         prox: the sparsity.
     """
     residual = x - reconstruct(codes, atoms)
     correlation = residual @ atoms.T
-    values = codes.values
-    active = correlation if codes.indices is None else correlation.gather(1, codes.indices)
-    price = _price(correlation, codes, prox)[:, None]
-    tiny = torch.finfo(x.dtype).tiny
+    if isinstance(prox, Priced):
+        penalty = prox.reweighed(x, codes)
+    else:
+        inactive = correlation.masked_fill(codes.dense() > 0, -torch.inf)
+        penalty = Penalty(inactive.amax(-1, keepdim=True).clamp_min(0), 0.0, False)
+    return gap_of(x, codes, residual, correlation, penalty)
 
+
+def gap_of(
+    x: Tensor, codes: Codes, residual: Tensor, correlation: Tensor, penalty: Penalty
+) -> Tensor:
+    """Return the relative duality gap of every row, `[n]`, for a convex penalty.
+
+    With residual `r`, correlations `c = r Phi^T`, prices `p`, a ridge `rho` (which is a lasso
+    with `sqrt(rho)` times the identity beside the atoms: `E = |r|^2 + rho |a|^2` and
+    `c' = c - rho a`) and the feasible dual point `s r`, where `s` maximises the dual over
+    `0 <= s <= min_j p_j / c'_j`, the gap is
+
+        gap = 1/2 (1 - s)^2 E + sum_j (p_j |a_j| - s a_j c'_j),
+
+    a sum of terms that hardly cancel, so that the float32 floor is about 1e-6 (of the usual
+    difference primal - dual it is 1e-5). It is relative to the objective, and where codes have
+    no price to `1/2 |x|^2`, because the objective itself may then go to 0.
+
+    Args:
+        x: `[n, d]`.
+        codes: of the rows.
+        residual: `x - a Phi`, `[n, d]`.
+        correlation: `residual Phi^T`, `[n, m]`.
+        penalty: prices and ridge.
+    """
+    values, indices, _ = codes
+    tiny = torch.finfo(x.dtype).tiny
+    if penalty.ridge > 0:
+        pull = -penalty.ridge * values
+        if indices is None:
+            correlation = correlation + pull
+        else:
+            correlation = correlation.scatter_add(1, indices, pull)
+    active = correlation if indices is None else correlation.gather(1, indices)
+    price = penalty.price_of(codes)
+
+    reach = correlation.abs() if penalty.signed else correlation
+    if penalty.price.shape[1] == 1:
+        largest = reach.amax(-1, keepdim=True) / penalty.price.clamp_min(tiny)
+    else:
+        largest = (reach / penalty.price.clamp_min(tiny)).amax(-1, keepdim=True)
+    limit = torch.where(largest > 0, 1 / largest, torch.inf)
     energy = residual.square().sum(-1, keepdim=True)
-    largest = correlation.amax(-1, keepdim=True)
-    limit = torch.where(largest > 0, price / largest.clamp_min(tiny), torch.inf)
+    if penalty.ridge > 0:
+        energy = energy + penalty.ridge * values.square().sum(-1, keepdim=True)
     fit = (values * active).sum(-1, keepdim=True)
     s = ((energy + fit) / energy.clamp_min(tiny)).clamp_min(0).minimum(limit)
-    gap = 0.5 * (1 - s).square() * energy + (values * (price - s * active)).sum(-1, keepdim=True)
+    terms = values.abs() * (price - s * values.sign() * active)
+    gap = 0.5 * (1 - s).square() * energy + terms.sum(-1, keepdim=True)
 
-    value = 0.5 * energy + price * codes.l1()[:, None]
-    scale = torch.where(price > 0, value, 0.5 * x.square().sum(-1, keepdim=True))
+    value = 0.5 * energy + (price * values.abs()).sum(-1, keepdim=True)
+    priced = penalty.price.amax(-1, keepdim=True) > 0
+    scale = torch.where(priced, value, 0.5 * x.square().sum(-1, keepdim=True))
     relative = gap.clamp_min(0) / scale.clamp_min(tiny)
-    return torch.where(scale > 0, relative, 0.0).squeeze(-1)
-
-
-def _price(correlation: Tensor, codes: Codes, prox: Prox) -> Tensor:
-    """Return the price of one unit of code in every row, `[n]`."""
-    if prox.convex:
-        return correlation.new_full((len(correlation),), prox.lambda_)
-    inactive = correlation.masked_fill(codes.dense() > 0, -torch.inf)
-    return inactive.amax(-1).clamp_min(0)
+    # Below, squares underflow: such rows are zero rows.
+    return torch.where(scale > tiny / torch.finfo(x.dtype).eps, relative, 0.0).squeeze(-1)

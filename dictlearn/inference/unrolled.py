@@ -1,6 +1,6 @@
 """A few proximal-gradient layers with learned sizes: LISTA, and at one layer the SAE.
 
-Legend: n rows, m atoms, d width, k kept codes per row, T layers.
+Legend: n rows, m atoms, d width, k kept codes per row, c candidates per row, T layers, t a layer.
 """
 
 from __future__ import annotations
@@ -13,37 +13,62 @@ from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
-from dictlearn.errors import InputError, choice, flag, number, whole_number
+from dictlearn.errors import InputError, choice, flag, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.interface import Inference
+from dictlearn.inference.layers import Layer, dense_layers, priced, sparse_layers
 from dictlearn.inference.objective import duality_gap
-from dictlearn.inference.spectrum import exact_largest_eigenvalue
-from dictlearn.kernels import reconstruct, topk_layer
-from dictlearn.prox import Prox, TopK
-
-Pairs = tuple[Tensor, Tensor]
-"""Values and their indices, both `[n, p]`."""
+from dictlearn.inference.refit import refit
+from dictlearn.inference.restricted import compiled_layers, runs_compiled
+from dictlearn.inference.sparsify import (
+    Counting,
+    Cut,
+    Jumping,
+    Jumps,
+    Screening,
+    check_candidates,
+)
+from dictlearn.inference.starts import AnalyticWeight, checked_step, first_step, fista_momentum
+from dictlearn.prox import BatchTopK, Jump, Priced, Prox, Relu, TopK
 
 
 class Unrolled(Inference):
-    """`a <- prox(y + s_t W_t (x - y Phi) - theta_t)`, T times (Gregor & LeCun 2010).
+    """`a <- prox(y + s_t W_t (x - y B_t), theta_t)`, T times (Gregor & LeCun 2010).
 
     `y` is the last code, or with momentum `a + beta_t (a - a_before)`. Learned are a step size
     `s_t` per layer (as its logarithm, so that it stays positive), a threshold per layer and
-    atom, and what `weights` and `momentum` add. One layer with `topk` or `relu` and shared
-    weights is the sparse autoencoder of that name.
+    atom, and what the options add. One layer with `topk`, `batch_topk`, `jump` or `relu` and
+    shared weights is the sparse autoencoder of that name; `weights=shared synthesis=learned` is
+    LISTA, `weights=shared` or `untied` LISTA-CP (Chen et al. 2018), `analytic` ALISTA.
+
+    Where `topk` draws its k at every step of training, steps and thresholds also depend on log k,
+    by a slope each, so that one encoder serves every k.
 
     Args:
         n_layers: T.
         weights: the analysis matrix `W_t: [m, d]`: `tied` is the dictionary itself, which then
             also learns from being an encoder; `shared` one learned matrix, `untied` one per
-            layer, both starting at the dictionary.
+            layer, both starting at the dictionary; `analytic` is computed from the dictionary
+            (see `analytic_weight`), a constant of the gradient.
         momentum: whether `beta_t` is learned, starting at FISTA's.
         initial_step: the first step size: `lipschitz` (1 / largest eigenvalue, which makes the
-            untrained layers T steps of ISTA or FISTA), a number, or `auto`: for `topk` 1 with
-            one layer and 0.7 with more, where 1 / largest eigenvalue would start 60 times too
-            small, or less where the atoms are so much alike that it overshoots, else `lipschitz`.
-            Thresholds start at step size times lambda.
+            untrained layers T steps of ISTA or FISTA), a number, or `auto`: for sparsities that
+            count codes 1 with one layer and 0.7 with more, where 1 / largest eigenvalue would
+            start 60 times too small, or less where the atoms are so much alike that it
+            overshoots, else `lipschitz`.
+        synthesis: `B_t: [m, d]` inside the layers: the `dictionary`, or `learned` apart from it,
+            one for all layers, or one per layer if the weights are untied.
+        thresholds: `price`: `s_t lambda exp(tau_t)`, positive, so that it follows the price, with
+            tau learned; `bias`: any number, starting at `s_t lambda` (or 0), as in autoencoders;
+            `auto`: `bias` for one layer with weights of its own, else `price`. Without a price
+            it is `bias`.
+        n_candidates: c: the first layer looks at all atoms, and all layers work on the c most
+            promising alone; None: all layers look at all atoms. Needs `topk` or `batch_topk`.
+        rescreen: whether the middle layer looks at all atoms again and chooses new candidates.
+        refit: whether at use the codes are refitted to the row on their support. In training
+            they are not: at the optimum of the support the error tells an encoder nothing.
+        selection: `exact`, `fast` or `auto`; see `kernels.topk_layer`.
+        engine: `torch`, `compiled` (layers on candidates at use, by numba), or `auto`.
 
     Raises:
         InputError: an option is not allowed.
@@ -51,36 +76,69 @@ class Unrolled(Inference):
 
     differentiable = True
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one argument per option of the config
         self,
         n_layers: int = 2,
         weights: str = "tied",
         momentum: bool = False,
         initial_step: str | float = "auto",
+        synthesis: str = "dictionary",
+        thresholds: str = "auto",
+        n_candidates: int | None = None,
+        rescreen: bool = False,
+        refit: bool = False,
+        selection: str = "auto",
+        engine: str = "auto",
     ) -> None:
         super().__init__()
         self.n_layers = whole_number("inference.n_layers", n_layers)
-        self.weights = choice("inference.weights", weights, ("tied", "shared", "untied"))
+        kinds = ("tied", "shared", "untied", "analytic")
+        self.weights = choice("inference.weights", weights, kinds)
         self.momentum = flag("inference.momentum", momentum)
-        if isinstance(initial_step, str):
-            choice("inference.initial_step", initial_step, ("auto", "lipschitz"))
-        elif number("inference.initial_step", initial_step, minimum=0.0) == 0:
-            raise InputError("inference.initial_step=0 would never move: give a positive number.")
-        self.initial_step = initial_step
+        self.initial_step = checked_step(initial_step)
+        self.synthesis = choice("inference.synthesis", synthesis, ("dictionary", "learned"))
+        self.threshold_kind = choice("inference.thresholds", thresholds, ("auto", "price", "bias"))
+        if n_candidates is not None:
+            n_candidates = whole_number("inference.n_candidates", n_candidates)
+        self.n_candidates = n_candidates
+        self.rescreen = flag("inference.rescreen", rescreen)
+        if self.rescreen and n_candidates is None:
+            raise InputError("inference.rescreen=true needs inference.n_candidates=, a number.")
+        self.refit = flag("inference.refit", refit)
+        self.selection = choice("inference.selection", selection, ("auto", "exact", "fast"))
+        self.engine = choice("inference.engine", engine, ("auto", "torch", "compiled"))
+        if self.momentum and self.weights == "untied" and self.synthesis == "learned":
+            raise InputError(
+                "inference.momentum=true combines residuals of two layers, which "
+                "inference.weights=untied with inference.synthesis=learned decode differently: "
+                "choose weights=shared."
+            )
+        self._analytic = AnalyticWeight()
         self._prox: Prox | None = None
 
     def build(self, dictionary: Dictionary, prox: Prox) -> None:
         """Create the layers; see `Inference.build`."""
         prox.check(dictionary.n_atoms)
+        if self.n_candidates is not None:
+            check_candidates(self.n_candidates, prox, dictionary.n_atoms)
         self._prox = prox
         atoms = dictionary.atoms.detach()
-        n_weights = {"tied": 0, "shared": 1, "untied": self.n_layers}[self.weights]
-        n_betas = self.n_layers - 1 if self.momentum else 0
+        m, layers = len(atoms), range(self.n_layers)
+        own = {"shared": 1, "untied": self.n_layers}.get(self.weights, 0)
+        # The first layer has nothing to decode, unless it is given codes.
+        apart = self.n_layers - 1 if self.weights == "untied" else min(self.n_layers - 1, 1)
+        apart *= self.synthesis == "learned"
+        nested = layers if isinstance(prox, TopK) and prox.sampled else range(0)
         # One tensor per layer, not one stacked: what belongs to atoms has them in dimension 0.
-        self.log_steps = _parameters(atoms.new_zeros(()) for _ in range(self.n_layers))
-        self.thresholds = _parameters(atoms.new_zeros(len(atoms)) for _ in range(self.n_layers))
-        self.analysis = _parameters(atoms.clone() for _ in range(n_weights))
-        self.betas = _parameters(atoms.new_zeros(()) for _ in range(n_betas))
+        self.log_steps = _parameters(atoms.new_zeros(()) for _ in layers)
+        self.thresholds = _parameters(atoms.new_zeros(m) for _ in layers)
+        self.analysis = _parameters(atoms.clone() for _ in range(own))
+        self.syntheses = _parameters(atoms.clone() for _ in range(apart))
+        self.betas = _parameters(atoms.new_zeros(()) for _ in layers[1:] if self.momentum)
+        self.step_slopes = _parameters(atoms.new_zeros(()) for _ in nested)
+        self.threshold_slopes = _parameters(atoms.new_zeros(()) for _ in nested)
+        self.cut = Cut() if isinstance(prox, BatchTopK) else None
+        self.jumps = Jumps(self.n_layers, atoms) if isinstance(prox, Jump) else None
         self.reset(dictionary)
 
     @torch.no_grad()
@@ -91,33 +149,61 @@ class Unrolled(Inference):
             log_step.fill_(math.log(step))
         for threshold in self.thresholds:
             threshold.fill_(self._first_threshold())
-        for weight in self.analysis:
-            weight.copy_(dictionary.atoms)
-        for beta, value in zip(self.betas, _fista_momentum(), strict=False):
+        for matrix in (*self.analysis, *self.syntheses):
+            matrix.copy_(dictionary.atoms)
+        for beta, value in zip(self.betas, fista_momentum(), strict=False):
             beta.fill_(value)
+        for slope in (*self.step_slopes, *self.threshold_slopes):
+            slope.zero_()
+        if self.cut is not None:
+            self.cut.forget()
+        if self.jumps is not None and isinstance(self._prox, Jump):
+            # Hard thresholding at sqrt(2 lambda s) is the proximal step of s lambda |a|_0.
+            fitted = self._prox.target_l0 is None
+            self.jumps.start(math.sqrt(2 * self._prox.lambda_ * step), fitted)
 
     @torch.no_grad()
     def reset_atoms(self, dictionary: Dictionary, indices: Tensor) -> None:
-        """Give some atoms their initial rows of the analysis matrices and their thresholds."""
-        for weight in self.analysis:
-            weight[indices] = dictionary.atoms[indices]
+        """Give some atoms their initial rows of the matrices and their thresholds."""
+        for matrix in (*self.analysis, *self.syntheses):
+            matrix[indices] = dictionary.atoms[indices]
         for threshold in self.thresholds:
             threshold[indices] = self._first_threshold()
+        for factor in () if self.jumps is None else self.jumps.factors:
+            factor[indices] = 0.0
 
     def _first_step(self, atoms: Tensor) -> float:
-        if not isinstance(self.initial_step, str):
-            return float(self.initial_step)
-        if self.initial_step == "auto" and isinstance(self._prox, TopK):
-            step, best = 1.0 if self.n_layers == 1 else 0.7, _fitting_step(atoms, self._prox)
-            # Beyond twice the best step the first layer would raise the error: atoms that are
-            # hidden states point alike, and 32 of them at 0.7 overshoot ten times.
-            return step if step <= 2 * best else best
-        return 1 / float(exact_largest_eigenvalue(atoms))
+        weight = self._analytic(atoms) if self.weights == "analytic" else None
+        return first_step(self.initial_step, self.n_layers, self._prox, atoms, weight)
 
-    def _first_threshold(self) -> Tensor:
+    def _first_threshold(self) -> Tensor | float:
         if self._prox is None:
             raise RuntimeError("build(dictionary, prox) creates the layers, and comes first")
-        return torch.exp(self.log_steps[0]) * self._prox.lambda_
+        if self._follows_price() or not self._prox.convex:
+            return 0.0
+        return torch.exp(self.log_steps[0]) * self._mean_price()[0]
+
+    def _follows_price(self) -> bool:
+        if not isinstance(self._prox, Priced) or isinstance(self._prox, Relu):
+            return False
+        autoencoder = self.n_layers == 1 and self.weights in ("shared", "untied")
+        return self.threshold_kind == "price" or (self.threshold_kind == "auto" and not autoencoder)
+
+    def scores(self, x: Tensor, atoms: Tensor, indices: Tensor | None = None) -> Tensor:
+        """Return the first layer's pre-activations less its thresholds, `[n, j]`.
+
+        Args:
+            x: `[n, d]`.
+            atoms: `[m, d]`.
+            indices: of the atoms wanted, `[j]`; all if None.
+        """
+        assert self._prox is not None
+        layer = self._layer(0, atoms, self._prox, self._mean_price())
+        weight, threshold = layer.weight, layer.threshold
+        if indices is not None:
+            weight, threshold = weight[indices], threshold[indices]
+        # What all atoms share is a constant: an auxiliary loss of some atoms moves these alone.
+        return torch.addmm(threshold, x * layer.step.detach(), weight.T, beta=-1)
 
     def forward(
         self,
@@ -127,102 +213,87 @@ class Unrolled(Inference):
         initial: Codes | None = None,
         certify: bool = False,
     ) -> Solution:
-        """Return codes that carry gradients; see `Inference.forward`."""
-        if isinstance(prox, TopK):
-            codes = self._sparse_layers(x, atoms, prox.k, initial)
+        """Return codes that carry gradients; see `Inference.forward`.
+
+        Raises:
+            InputError: the sparsity is `jump` and the layers were built without its thresholds.
+        """
+        price = self._mean_price()
+        if isinstance(prox, Priced):
+            price = prox.penalty(x).price
+            price = price[0] if len(price) == 1 else price
+        layers = [self._layer(t, atoms, prox, price) for t in range(self.n_layers)]
+        extra = None
+        if isinstance(prox, TopK | BatchTopK):
+            codes = self._counted(x, layers, prox, initial)
+        elif isinstance(prox, Jump):
+            codes, extra = self._jumped(x, layers, prox, initial)
         else:
-            codes = self._dense_layers(x, atoms, prox, initial)
+            codes = dense_layers(x, layers, list(self.betas), initial, priced(prox, x))
+        if self.refit and not self.training:
+            codes = refit(x, codes, atoms)
         gap = x.new_full((len(x),), torch.inf)
         if certify:
             gap = duality_gap(x, codes, atoms, prox)
-        return Solution(codes, gap, self.n_layers, gap <= 0)
+        return Solution(codes, gap, self.n_layers, gap <= 0, extra)
 
-    def _weight(self, layer: int, atoms: Tensor) -> Tensor:
-        if self.weights == "tied":
-            return atoms
-        weight: Tensor = self.analysis[layer if self.weights == "untied" else 0]
-        return weight
+    def _mean_price(self) -> Tensor:
+        """Return the price of training, `[1]`: what a sparsity without one goes on with."""
+        first: Tensor = self.log_steps[0]
+        if self._prox is None or not self._prox.convex:
+            return first.new_zeros(1)
+        return torch.as_tensor(self._prox.lambda_, dtype=torch.float64).mean().reshape(1).to(first)
 
-    def _dense_layers(self, x: Tensor, atoms: Tensor, prox: Prox, initial: Codes | None) -> Codes:
-        start = None if initial is None else initial.dense()
-        before = start
-        codes = self._dense_layer(0, x, start, atoms, prox)
-        for layer in range(1, self.n_layers):
-            start = codes.values
-            if self.momentum:
-                difference = start if before is None else start - before
-                before, start = start, torch.addcmul(start, self.betas[layer - 1], difference)
-            codes = self._dense_layer(layer, x, start, atoms, prox)
-        return codes
+    def _layer(self, t: int, atoms: Tensor, prox: Prox, price: Tensor) -> Layer:
+        log_step, threshold = self.log_steps[t], self.thresholds[t]
+        built = self._prox
+        if isinstance(prox, TopK) and isinstance(built, TopK) and built.sampled is not None:
+            low, high = built.sampled
+            far = math.log(prox.k / math.sqrt(low * high))
+            log_step = log_step + far * self.step_slopes[t]
+            threshold = threshold + far * self.threshold_slopes[t]
+        step, weight, synthesis = log_step.exp(), atoms, atoms
+        if self._follows_price():
+            threshold = step * price * threshold.exp()
+        place = t if self.weights == "untied" else 0
+        if self.weights == "analytic":
+            weight = self._analytic(atoms)
+        elif self.weights != "tied":
+            weight = self.analysis[place]
+        if len(self.syntheses) > 0 and (t > 0 or self.weights != "untied"):
+            synthesis = self.syntheses[max(place - 1, 0)]
+        return Layer(step, weight, synthesis, threshold)
 
-    def _dense_layer(
-        self, layer: int, x: Tensor, start: Tensor | None, atoms: Tensor, prox: Prox
+    def _counted(
+        self, x: Tensor, layers: list[Layer], prox: TopK | BatchTopK, initial: Codes | None
     ) -> Codes:
-        residual = x if start is None else x - start @ atoms
-        change = (residual * self.log_steps[layer].exp()) @ self._weight(layer, atoms).T
-        return prox(change if start is None else start + change, self.thresholds[layer])
+        cut = self.cut if isinstance(prox, BatchTopK) else None
+        if cut is not None and not self.training and not (prox == self._prox and cut.known):
+            cut = None  # the cut of another k, or of no training: k codes a row instead
+        screening = None
+        if self.n_candidates is not None:
+            again = (self.n_layers // 2,) if self.rescreen else ()
+            screening = Screening(self.n_candidates, (0, *again))
+        make = Counting(prox, self.n_layers, self.selection, screening, cut, self.training)
+        if screening and runs_compiled(self.engine, x, layers, self.momentum):
+            return compiled_layers(x, layers, initial, make)
+        return sparse_layers(x, layers, list(self.betas), initial, make)
 
-    def _sparse_layers(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
-        """Run the layers on values and indices: dense are only one layer's pre-activations.
-
-        The residual is linear in the codes, so momentum combines residuals already at hand.
-        """
-        start = _as_pairs(initial)
-        residual = x if initial is None else x - reconstruct(initial, atoms)
-        before = (start, residual)
-        codes = self._sparse_layer(0, residual, start, atoms, k)
-        for layer in range(1, self.n_layers):
-            start, residual = _as_pairs(codes), x - reconstruct(codes, atoms)
-            if self.momentum:
-                beta, here = self.betas[layer - 1], (start, residual)
-                start = _extrapolated(start, before[0], beta)
-                residual = residual + beta * (residual - before[1])
-                before = here
-            codes = self._sparse_layer(layer, residual, start, atoms, k)
-        return codes
-
-    def _sparse_layer(
-        self, layer: int, residual: Tensor, start: Pairs | None, atoms: Tensor, k: int
-    ) -> Codes:
-        scaled = residual * self.log_steps[layer].exp()
-        return topk_layer(scaled, self._weight(layer, atoms), self.thresholds[layer], k, start)
-
-
-def _fitting_step(atoms: Tensor, prox: TopK) -> float:
-    """Return the step of one layer that reconstructs the atoms themselves best."""
-    x = atoms[:512]
-    decoded = prox(x @ atoms.T, 0.0).dense() @ atoms
-    return float((x * decoded).sum() / decoded.square().sum())
-
-
-def _as_pairs(codes: Codes | None) -> Pairs | None:
-    """Return values and indices `[n, p]`, or None for zero codes."""
-    if codes is None:
-        return None
-    if codes.indices is not None:
-        return codes.values, codes.indices
-    every = torch.arange(codes.n_atoms, device=codes.values.device)
-    return codes.values, every.expand(len(codes.values), -1)
-
-
-def _extrapolated(pairs: Pairs | None, before: Pairs | None, beta: Tensor) -> Pairs | None:
-    """Return `a + beta (a - a_before)`, repeated indices standing for sums."""
-    if pairs is None:
-        return None
-    values, indices = (1 + beta) * pairs[0], pairs[1]
-    if before is None:
-        return values, indices
-    return torch.cat([values, -beta * before[0]], 1), torch.cat([indices, before[1]], 1)
+    def _jumped(
+        self, x: Tensor, layers: list[Layer], prox: Jump, initial: Codes | None
+    ) -> tuple[Codes, Tensor | None]:
+        if self.jumps is None:
+            raise InputError(
+                "prox=jump needs thresholds that are learned with it, and this encoder was built "
+                "for another sparsity: train it with prox=jump."
+            )
+        make = Jumping(prox, self.jumps, self.selection)
+        if not self.training:
+            return sparse_layers(x, layers, list(self.betas), initial, make.use), None
+        codes = dense_layers(x, layers, list(self.betas), initial, make.train)
+        assert make.count is not None
+        return codes, prox.price(make.count)
 
 
 def _parameters(tensors: Iterator[Tensor]) -> nn.ParameterList:
     return nn.ParameterList(nn.Parameter(tensor) for tensor in tensors)
-
-
-def _fista_momentum() -> Iterator[float]:
-    """Yield `(t - 1) / t'` after every step of FISTA (Beck & Teboulle 2009, eqs. 4.2-4.3)."""
-    t = 1.0
-    while True:
-        following = (1 + math.sqrt(1 + 4 * t * t)) / 2
-        yield (t - 1) / following
-        t = following

@@ -1,24 +1,45 @@
-"""The few hot operations on k-sparse codes: sparse autograd on a CPU, plain torch elsewhere.
+"""The few hot operations on k-sparse codes: sparse autograd on a CPU, Triton or torch on a GPU.
 
-Both compute in the dtype of their tensors, also inside autocast: a code is worth its 32 bits.
+All compute in the dtype of their tensors, also inside autocast: a code is worth its 32 bits.
 
-Legend: n rows, m atoms, d width, k kept codes per row, p codes that a layer starts from.
+Legend: n rows, m atoms, d width, k kept codes per row, p codes that a layer starts from,
+c candidates per row.
 """
 
 from __future__ import annotations
+
+import functools
+import importlib.util
+from functools import partial
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from dictlearn.codes import Codes
-from dictlearn.kernels import reference, sparse
+from dictlearn.kernels import batch, layers, reference, sparse
 from dictlearn.kernels.selection import top_indices
+from dictlearn.kernels.sheets import Layer, is_fast
 
-__all__ = ["reconstruct", "top_indices", "topk_layer"]
+__all__ = [
+    "batch_topk_layer",
+    "reconstruct",
+    "restricted_layer",
+    "screen",
+    "threshold_layer",
+    "top_indices",
+    "topk_layer",
+]
+
+Pairs = tuple[Tensor, Tensor]
+"""Values and int64 indices `[n, p]` of codes; an index may occur more than once in a row."""
 
 
 def reconstruct(codes: Codes, atoms: Tensor) -> Tensor:
-    """Return `x_hat = a Phi`, `[n, d]`, of dense or k-sparse codes over `atoms: [m, d]`."""
+    """Return `x_hat = a Phi`, `[n, d]`, of dense or k-sparse codes over `atoms: [m, d]`.
+
+    A place of k-sparse codes whose value is 0 is empty: on a CPU it gets no gradient.
+    """
     if codes.indices is None:
         return codes.values @ atoms
     with torch.autocast(atoms.device.type, enabled=False):
@@ -27,7 +48,9 @@ def reconstruct(codes: Codes, atoms: Tensor) -> Tensor:
                 codes.values, codes.indices, atoms
             )
             return decoded
-        return reference.decode(codes.values, codes.indices, atoms)
+        module = _triton(atoms) or reference
+        decoded = module.decode(codes.values, codes.indices, atoms)
+        return decoded
 
 
 def topk_layer(
@@ -35,7 +58,8 @@ def topk_layer(
     weight: Tensor,
     threshold: Tensor,
     k: int,
-    previous: tuple[Tensor, Tensor] | None = None,
+    previous: Pairs | None = None,
+    selection: str = "auto",
 ) -> Codes:
     """Return the `k` largest of `relu(a_previous + residual weight^T - threshold)` per row.
 
@@ -44,14 +68,187 @@ def topk_layer(
         weight: analysis matrix `[m, d]`.
         threshold: `[m]`.
         k: codes kept per row.
-        previous: values and int64 indices `[n, p]` of the codes that the layer starts from.
+        previous: the codes that the layer starts from, zero if None.
+        selection: `fast` chooses on scores in bfloat16, of which the best 5/4 k are computed
+            anew in float32 and the k largest kept; `exact` chooses on scores in the dtype of
+            the weights; `auto` is fast where the processor multiplies bfloat16 matrices: in 0.6
+            of the time more than 99.9 % of rows of hidden states keep the same atoms; scores
+            that lie many of their standard deviations from 0 want `exact` (see
+            `layers.screened`). What is kept has exact values either way. A GPU ignores it.
+
+    Raises:
+        InputError: `selection` is none of these.
+    """
+    fast = is_fast(selection, weight)
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.device.type == "cpu":
+            choose = partial(layers.choose_top, k=k, fast=fast)
+            return _sparse(residual, weight, threshold, previous, choose)
+        module = _triton(weight) or reference
+        values, indices = module.topk_layer(residual, weight, threshold, k, previous)
+    return Codes(values, indices, len(weight))
+
+
+def batch_topk_layer(
+    residual: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    k: int,
+    previous: Pairs | None = None,
+    selection: str = "auto",
+) -> Codes:
+    """Return the `n k` largest of `relu(a_previous + residual weight^T - threshold)` in all.
+
+    Rows keep as many as they deserve (Bussmann et al. 2024, BatchTopK). On a CPU the codes are
+    k-sparse, padded with zeros to the fullest row; on a GPU dense, so that the host need not
+    wait for that number.
+
+    Args:
+        residual: `[n, d]`.
+        weight: analysis matrix `[m, d]`.
+        threshold: `[m]`.
+        k: codes kept per row in the mean.
+        previous: the codes that the layer starts from, zero if None.
+        selection: see `topk_layer`.
+
+    Raises:
+        InputError: `selection` is none of those.
+    """
+    fast = is_fast(selection, weight)
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.device.type == "cpu":
+            choose = partial(batch.choose_batch, k=k, fast=fast)
+            return _sparse(residual, weight, threshold, previous, choose)
+        dense = reference.batch_topk_layer(residual, weight, threshold, k, previous)
+    return Codes.from_dense(dense)
+
+
+def threshold_layer(
+    residual: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    cut: Tensor | float,
+    previous: Pairs | None = None,
+    selection: str = "auto",
+) -> Codes:
+    """Return `relu(a_previous + residual weight^T - threshold)` where above `cut`, else 0.
+
+    The values are not lowered by the cut, which gets no gradient. On a CPU the codes are
+    k-sparse, padded to the fullest row, unless so many are kept that dense ones are faster.
+
+    Args:
+        residual: `[n, d]`.
+        weight: analysis matrix `[m, d]`.
+        threshold: `[m]`.
+        cut: a number, or one for every atom, `[m]`; below 0 it is 0.
+        previous: the codes that the layer starts from, zero if None.
+        selection: see `topk_layer`.
+
+    Raises:
+        InputError: `selection` is none of those.
+    """
+    fast = is_fast(selection, weight)
+    floor = torch.as_tensor(cut, dtype=weight.dtype, device=weight.device).detach().clamp_min(0)
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.device.type == "cpu":
+            given = Layer(residual, weight, threshold, *(previous or (None, None)))
+            if batch.is_sparse(given, floor):
+                choose = partial(batch.choose_above, cut=floor, fast=fast)
+                return _sparse(residual, weight, threshold, previous, choose)
+        dense = reference.threshold_layer(residual, weight, threshold, floor, previous)
+    return Codes.from_dense(dense)
+
+
+def restricted_layer(
+    residual: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    k: int,
+    candidates: Tensor,
+    previous: Pairs | None = None,
+) -> Codes:
+    """Return the `k` largest of `relu(a_previous + residual weight^T - threshold)` per row,
+    of `candidates` alone.
+
+    Only their scores are computed: on a CPU, `c / m` of the products of `topk_layer`.
+
+    Args:
+        residual: `[n, d]`.
+        weight: analysis matrix `[m, d]`.
+        threshold: `[m]`.
+        k: codes kept per row, at most `c`.
+        candidates: int64 `[n, c]`, distinct within a row, as from `screen`.
+        previous: the codes that the layer starts from, zero if None; those of other atoms are
+            dropped.
+    """  # noqa: D205
+    with torch.autocast(weight.device.type, enabled=False):
+        if weight.device.type == "cpu":
+            choose = partial(layers.choose_among, k=k, candidates=candidates)
+            return _sparse(residual, weight, threshold, previous, choose)
+        values, indices = reference.restricted_layer(
+            residual, weight, threshold, k, candidates, previous
+        )
+    return Codes(values, indices, len(weight))
+
+
+@torch.no_grad()
+def screen(
+    residual: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    c: int,
+    previous: Pairs | None = None,
+) -> Tensor:
+    """Return the `c` atoms of every row with the largest scores of `topk_layer`.
+
+    In bfloat16 where that is faster: candidates need not be exact.
+
+    Args:
+        residual: `[n, d]`.
+        weight: analysis matrix `[m, d]`.
+        threshold: `[m]`.
+        c: how many, at most `m`.
+        previous: the codes that the layer starts from, zero if None.
+
+    Returns:
+        int64 `[n, c]`, distinct within a row, without a gradient.
     """
     with torch.autocast(weight.device.type, enabled=False):
         if weight.device.type == "cpu":
-            start = (None, None) if previous is None else previous
-            values, indices = sparse.TopKLayer.apply(  # type: ignore[no-untyped-call]
-                residual, weight, threshold, k, *start
-            )
-        else:
-            values, indices = reference.topk_layer(residual, weight, threshold, k, previous)
+            given = Layer(residual, weight, threshold, *(previous or (None, None)))
+            if is_fast("auto", weight):
+                return layers.screened(given, c)
+            return layers.choose_top(given, c, fast=False)[1]
+        module = _triton(weight) or reference
+        chosen: Tensor = module.topk_layer(residual, weight, threshold, c, previous)[1]
+        return chosen
+
+
+def _sparse(
+    residual: Tensor,
+    weight: Tensor,
+    threshold: Tensor,
+    previous: Pairs | None,
+    choose: layers.Choose,
+) -> Codes:
+    start = (None, None) if previous is None else previous
+    values, indices = layers.SparseLayer.apply(  # type: ignore[no-untyped-call]
+        residual, weight, threshold, *start, choose
+    )
     return Codes(values, indices, len(weight))
+
+
+def _triton(tensor: Tensor) -> ModuleType | None:
+    """Return the GPU kernels where they can work on a tensor like this one."""
+    if tensor.device.type != "cuda" or tensor.dtype == torch.float64:
+        return None
+    return _triton_path()
+
+
+@functools.cache
+def _triton_path() -> ModuleType | None:
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from dictlearn.kernels import triton_path
+
+    return triton_path

@@ -1,61 +1,154 @@
-"""CPU kernels whose backward touches only the k kept codes of every row.
+"""CPU products with k-sparse codes, which touch only the kept codes of every row.
 
-Legend: n rows, m atoms, d width, k kept codes per row, p codes that a layer starts from.
+Legend: n rows, m atoms, d width, k places per row, z places in all.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dictlearn.kernels.selection import top_indices
+SHEET = 2**18
+"""Entries of the sheet that codes are compared on: 1 MiB, which stays in the cache."""
 
 
-def combine(values: Tensor, indices: Tensor, table: Tensor) -> Tensor:
-    """Return `sum_j values[i, j] * table[indices[i, j]]`, `[n, d]`."""
-    return functional.embedding_bag(indices, table, per_sample_weights=values, mode="sum")
+class Places(NamedTuple):
+    """Which places of an `[n, m]` matrix are meant, row by row.
+
+    Attributes:
+        starts: where every row begins in `columns`, and its end, int64 `[n + 1]`.
+        columns: int64 `[z]`.
+        filled: bool `[n, k]`: which entries of a padded `[n, k]` these are; None if all, or if
+            there is no such.
+    """
+
+    starts: Tensor
+    columns: Tensor
+    filled: Tensor | None
+
+    def rows(self) -> Tensor:
+        """Return the row of every place, int64 `[z]`."""
+        return torch.arange(len(self.starts) - 1).repeat_interleave(self.starts.diff())
+
+    def flat(self, padded: Tensor) -> Tensor:
+        """Return the entries `[z]` of a padded `[n, k]`."""
+        return padded.reshape(-1) if self.filled is None else padded[self.filled]
+
+    def padded(self, flat: Tensor, shape: torch.Size) -> Tensor:
+        """Return entries `[z]` as `[n, k]`, zero where there is none."""
+        if self.filled is None:
+            return flat.view(shape)
+        return flat.new_zeros(shape).masked_scatter_(self.filled, flat)
 
 
-def products(rows: Tensor, table: Tensor, indices: Tensor) -> Tensor:
-    """Return `<rows[i], table[indices[i, j]]>`, `[n, k]`, without the other `n (m - k)` products.
+def places(indices: Tensor, wanted: Tensor | None = None) -> Places:
+    """Return the places of k-sparse codes: the wanted ones, if most are not.
 
-    `sampled_addmm` here takes 1/30 of the time of gathering `[n, k, d]`.
+    Rows of a batch top-k are padded to the fullest of them, on hidden states 8 times the mean.
+
+    Args:
+        indices: int64 `[n, k]`.
+        wanted: bool `[n, k]`, which of them matter; None for all.
     """
     n, k = indices.shape
+    if wanted is None or 2 * int(wanted.sum()) >= wanted.numel():
+        return Places(torch.arange(0, n * k + 1, max(k, 1)), indices.reshape(-1), None)
+    starts = torch.zeros(n + 1, dtype=torch.int64)
+    torch.cumsum(wanted.sum(1), 0, out=starts[1:])
+    return Places(starts, indices[wanted], wanted)
+
+
+def combine(values: Tensor, where: Places, table: Tensor) -> Tensor:
+    """Return `codes table`, `[n, d]`.
+
+    Args:
+        values: of the codes, `[z]`.
+        where: their places.
+        table: `[m, d]`.
+    """
+    if len(values) == 0:
+        return table.new_zeros(len(where.starts) - 1, table.shape[1])
+    return functional.embedding_bag(
+        where.columns,
+        table,
+        where.starts,
+        per_sample_weights=values,
+        mode="sum",
+        include_last_offset=True,
+    )
+
+
+def products(rows: Tensor, table: Tensor, where: Places) -> Tensor:
+    """Return `<rows[i], table[j]>` at every place `(i, j)`, `[z]`, and no other products.
+
+    `sampled_addmm` here takes 1/30 of the time of gathering `[z, d]`.
+    """
     _accept_sparse_beta()
-    starts = torch.arange(0, n * k + 1, k)
-    places = torch.sparse_csr_tensor(
-        starts,
-        indices.reshape(-1),
-        rows.new_zeros(n * k),
-        size=(n, len(table)),
+    at = torch.sparse_csr_tensor(
+        where.starts,
+        where.columns,
+        rows.new_zeros(len(where.columns)),
+        size=(len(rows), len(table)),
         check_invariants=False,
     )
-    sampled: Tensor = torch.sparse.sampled_addmm(places, rows.contiguous(), table.T, beta=0.0)
-    return sampled.values().view(n, k)
+    sampled: Tensor = torch.sparse.sampled_addmm(at, rows.contiguous(), table.T, beta=0.0)
+    return sampled.values()
 
 
-def outer_sum(values: Tensor, indices: Tensor, rows: Tensor, n_atoms: int) -> Tensor:
+def outer_sum(values: Tensor, where: Places, rows: Tensor, n_atoms: int) -> Tensor:
     """Return `codes^T rows`, `[m, d]`: for every atom the sum of `value * row` over its rows.
 
     The codes are sorted by atom, so that each atom sums its own rows: neither a dense product
-    nor an `index_add_` of `[n, k, d]` (1/8 of the time of the first).
+    nor an `index_add_` of `[z, d]` (1/8 of the time of the first).
     """
-    flat = indices.reshape(-1)
-    order = flat.to(torch.int32).argsort(stable=True)
-    counts = torch.bincount(flat, minlength=n_atoms)
+    if len(values) == 0:
+        return rows.new_zeros(n_atoms, rows.shape[1])
+    order = where.columns.to(torch.int32).argsort(stable=True)
+    counts = torch.bincount(where.columns, minlength=n_atoms)
     return functional.embedding_bag(
-        order.div(indices.shape[1], rounding_mode="floor"),
+        where.rows()[order],
         rows,
         counts.cumsum(0) - counts,
         mode="sum",
-        per_sample_weights=values.reshape(-1)[order],
+        per_sample_weights=values[order],
     )
+
+
+def atom_sum(values: Tensor, where: Places, n_atoms: int) -> Tensor:
+    """Return the sum of the codes of every atom, `[m]`."""
+    return values.new_zeros(n_atoms).index_add_(0, where.columns, values)
+
+
+def matched(values: Tensor, indices: Tensor, where: Places, n_atoms: int) -> Tensor:
+    """Return the codes at other places, `[z]`, zero where they have none.
+
+    A few rows at a time are written on a sheet `[rows, m]` and read from it.
+
+    Args:
+        values: codes `[n, p]`.
+        indices: their atoms `[n, p]`; values of repeated ones are summed.
+        where: the places that are read.
+        n_atoms: `m`.
+    """
+    n, step = len(values), max(16, SHEET // n_atoms)
+    found = values.new_empty(len(where.columns))
+    sheet = values.new_zeros(min(n, step), n_atoms)
+    address = where.rows().remainder_(step).mul_(n_atoms).add_(where.columns)
+    bounds = where.starts[::step].tolist()
+    bounds += [] if n % step == 0 else [len(found)]
+    for number, start in enumerate(range(0, n, step)):
+        there = slice(bounds[number], bounds[number + 1])
+        part = sheet[: min(step, n - start)]
+        at = indices[start : start + step]
+        part.scatter_add_(1, at, values[start : start + step])
+        found[there] = sheet.view(-1)[address[there]]
+        part.scatter_(1, at, 0.0)
+    return found
 
 
 @functools.cache
@@ -68,73 +161,29 @@ def _accept_sparse_beta() -> None:
 
 
 class Decode(torch.autograd.Function):
-    """`x_hat = a Phi` of k-sparse codes; see `reference.decode`."""
+    """`x_hat = a Phi` of k-sparse codes; see `reference.decode`.
+
+    A place whose value is 0 is empty: nothing is learned there.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
         """Return `[n, d]`."""
         ctx.save_for_backward(values, indices, atoms)
-        return combine(values, indices, atoms)
+        where = places(indices, values != 0)
+        return combine(where.flat(values), where, atoms)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         """Return the gradients of the values `[n, k]` and of the atoms `[m, d]`."""
         values, indices, atoms = ctx.saved_tensors
+        filled = values != 0
+        where = places(indices, filled)
         grad = grad.contiguous()
-        for_values = products(grad, atoms, indices) if ctx.needs_input_grad[0] else None
-        for_atoms = None
+        for_values = for_atoms = None
+        if ctx.needs_input_grad[0]:
+            for_values = where.padded(products(grad, atoms, where), values.shape).mul_(filled)
         if ctx.needs_input_grad[2]:
-            for_atoms = outer_sum(values, indices, grad, len(atoms))
+            for_atoms = outer_sum(where.flat(values), where, grad, len(atoms))
         return for_values, None, for_atoms
-
-
-class TopKLayer(torch.autograd.Function):
-    """One proximal-gradient layer that keeps k codes; see `reference.topk_layer`."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        residual: Tensor,
-        weight: Tensor,
-        threshold: Tensor,
-        k: int,
-        values: Tensor | None,
-        indices: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the kept values and their indices, `[n, k]`."""
-        scores = torch.addmm(threshold, residual, weight.T, beta=-1)
-        if values is not None and indices is not None:
-            scores.scatter_add_(1, indices, values)
-        chosen = top_indices(scores, k)
-        kept = scores.gather(1, chosen).relu_()
-        ctx.mark_non_differentiable(chosen)
-        ctx.save_for_backward(residual, weight, kept, chosen, indices)
-        ctx.sheet = None if indices is None else scores
-        return kept, chosen
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients of residual, weight, threshold and the previous values."""
-        residual, weight, kept, chosen, indices = ctx.saved_tensors
-        wants_residual, wants_weight, wants_threshold, _k, wants_values, _i = ctx.needs_input_grad
-        grad = grad * (kept > 0)
-        for_residual = combine(grad, chosen, weight) if wants_residual else None
-        for_weight = outer_sum(grad, chosen, residual, len(weight)) if wants_weight else None
-        for_threshold = None
-        if wants_threshold:
-            for_threshold = grad.new_zeros(len(weight))
-            for_threshold.index_add_(0, chosen.reshape(-1), grad.reshape(-1), alpha=-1)
-        for_values = _gathered(ctx.sheet, grad, chosen, indices) if wants_values else None
-        return for_residual, for_weight, for_threshold, None, for_values, None
-
-
-def _gathered(sheet: Tensor, values: Tensor, indices: Tensor, wanted: Tensor) -> Tensor:
-    """Return the codes at other places, `[n, p]`, zero where nothing was kept.
-
-    The pre-activations' memory `[n, m]` serves as the sheet that codes are written on and read
-    from: only the places that are read are zeroed, and no fresh pages are touched.
-    """
-    sheet.scatter_(1, wanted, 0.0).scatter_(1, indices, values)
-    return sheet.gather(1, wanted)

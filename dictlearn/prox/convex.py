@@ -1,66 +1,97 @@
 """Sparsities whose optimum can be certified: convex penalties of the codes.
 
-Legend: n rows, m atoms, k kept codes per row.
+Legend: n rows, m atoms, k kept codes per row, L tapped layers.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import torch
 from torch import Tensor
 
 from dictlearn.codes import Codes
-from dictlearn.errors import InputError, number
-from dictlearn.prox.table import Constant
-
-
-def _rectified(v: Tensor, threshold: Tensor | float) -> Codes:
-    return Codes.from_dense(torch.relu(v - threshold))
-
-
-def _unpriced(codes: Codes) -> Tensor:
-    return codes.values.new_zeros(len(codes.values))
+from dictlearn.errors import number
+from dictlearn.prox.penalty import Penalty, Price, Priced, Steered, checked_price, price_of_rows
 
 
 @dataclass(frozen=True)
-class Soft(Constant):
+class Soft(Steered):
     """Non-negative l1: `lambda_ * sum(a)`, `a >= 0` (Beck & Teboulle 2009, eq. 1.5, one-sided).
 
     Args:
-        lambda_: the price of one unit of code, in units of the (normalised) hidden states.
+        lambda_: the price of one unit of code, in units of the (normalised) hidden states; a
+            list has one price for every tapped layer.
+        target_l0: L0 that lambda is steered to in training; not steered if None.
 
     Raises:
-        InputError: `lambda_` is not a finite number above 0.
+        InputError: a price is not a finite number above 0.
     """
 
-    lambda_: float
+    lambda_: Any
+    target_l0: float | None = None
 
     def __post_init__(self) -> None:
-        if number("prox.lambda_", self.lambda_, minimum=0.0) == 0:
-            raise InputError(
-                "prox.lambda_=0 puts no price on the codes: raise it, or use prox=relu."
-            )
+        object.__setattr__(self, "lambda_", checked_price(self.lambda_, self.target_l0))
 
-    @property
-    def convex(self) -> bool:
-        """True."""
-        return True
+    def penalty(self, x: Tensor) -> Penalty:
+        """Return the price of rows `x: [n, d]`."""
+        return Penalty(price_of_rows(self.lambda_, x), 0.0, self._signed())
 
-    def __call__(self, v: Tensor, threshold: Tensor | float) -> Codes:
-        """Return `relu(v - threshold)`, dense."""
-        return _rectified(v, threshold)
-
-    def value(self, codes: Codes) -> Tensor:
-        """Return `lambda_ * sum(a)` of every row, `[n]`."""
-        return self.lambda_ * codes.l1()
-
-    def check(self, n_atoms: int) -> None:
-        """Accept any dictionary."""
+    def _at_price(self, price: Price) -> Self:
+        return replace(self, lambda_=price)
 
 
 @dataclass(frozen=True)
-class Relu(Constant):
+class SignedSoft(Soft):
+    """l1 of codes of both signs: `lambda_ * sum(|a|)` (Beck & Teboulle 2009, eq. 1.5).
+
+    Args:
+        lambda_: the price of one unit of code; a list has one for every tapped layer.
+        target_l0: L0 that lambda is steered to in training; not steered if None.
+
+    Raises:
+        InputError: a price is not a finite number above 0.
+    """
+
+    def _signed(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class ElasticNet(Steered):
+    """Non-negative l1 with a ridge: `lambda_ * sum(a) + ridge / 2 * sum(a^2)`, `a >= 0`.
+
+    Codes of atoms that are alike are shared among them (Zou & Hastie 2005, eq. 3, with half the
+    squared error, so that `ridge` is twice their lambda_2).
+
+    Args:
+        lambda_: the price of one unit of code; a list has one for every tapped layer.
+        ridge: price of half a squared code.
+        target_l0: L0 that lambda is steered to in training; not steered if None.
+
+    Raises:
+        InputError: a price is not a finite number above 0, or the ridge is negative.
+    """
+
+    lambda_: Any
+    ridge: float = 0.1
+    target_l0: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lambda_", checked_price(self.lambda_, self.target_l0))
+        object.__setattr__(self, "ridge", number("prox.ridge", self.ridge, minimum=0.0))
+
+    def penalty(self, x: Tensor) -> Penalty:
+        """Return price and ridge of rows `x: [n, d]`."""
+        return Penalty(price_of_rows(self.lambda_, x), self.ridge, False)
+
+    def _at_price(self, price: Price) -> Self:
+        return replace(self, lambda_=price)
+
+
+@dataclass(frozen=True)
+class Relu(Priced):
     """Non-negativity alone: `a >= 0` at no price (non-negative least squares; the ReLU SAE)."""
 
     @property
@@ -68,18 +99,10 @@ class Relu(Constant):
         """0: codes cost nothing."""
         return 0.0
 
-    @property
-    def convex(self) -> bool:
-        """True."""
-        return True
-
-    def __call__(self, v: Tensor, threshold: Tensor | float) -> Codes:
-        """Return `relu(v - threshold)`, dense."""
-        return _rectified(v, threshold)
+    def penalty(self, x: Tensor) -> Penalty:
+        """Return a price of zero."""
+        return Penalty(x.new_zeros(1, 1), 0.0, False)
 
     def value(self, codes: Codes) -> Tensor:
         """Return zeros, `[n]`."""
-        return _unpriced(codes)
-
-    def check(self, n_atoms: int) -> None:
-        """Accept any dictionary."""
+        return codes.values.new_zeros(len(codes.values))

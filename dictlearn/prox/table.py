@@ -5,7 +5,7 @@ Legend: n rows, m atoms, k kept codes per row.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from torch import Tensor
 
@@ -30,8 +30,8 @@ class Prox(Protocol):
     """What "sparse" means: the penalty of the codes, and the step that lowers it."""
 
     @property
-    def lambda_(self) -> float:
-        """The price of one unit of code; 0 when there is none."""
+    def lambda_(self) -> Any:
+        """The price of one unit of code: a number, one per layer or row; 0 when there is none."""
 
     @property
     def convex(self) -> bool:
@@ -51,6 +51,13 @@ class Prox(Protocol):
     def check(self, n_atoms: int) -> None:
         """Raise InputError when the penalty does not fit a dictionary of `n_atoms`."""
 
+    @property
+    def steered_to(self) -> float | None:
+        """The mean L0 that lambda is steered to in training, if it is."""
+
+    def priced(self, lambda_: Tensor) -> Prox:
+        """Return the same sparsity at another price, 0-dimensional."""
+
     def at(self, moment: Moment) -> Prox:
         """Return the sparsity of a training step; itself where nothing changes or is drawn."""
 
@@ -59,7 +66,18 @@ class Prox(Protocol):
 
 
 class Constant:
-    """A sparsity that is the same at every step and for every layer."""
+    """A sparsity that is the same at every step and for every layer, at a price that is not
+    steered.
+    """  # noqa: D205
+
+    @property
+    def steered_to(self) -> float | None:
+        """None."""
+        return None
+
+    def priced(self, lambda_: Tensor) -> Self:
+        """Return itself: there is no price to change."""
+        return self
 
     def at(self, moment: Moment) -> Self:
         """Return itself."""

@@ -8,14 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from dictlearn import inference as inference_room
-from dictlearn import prox as prox_room
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import Normalization
 from dictlearn.inference import Inference
 from dictlearn.prox import Prox
 from dictlearn.storage import artifact
+from dictlearn.storage.choosing import named, object_of
 from dictlearn.storage.trained import TrainedDictionary
 
 
@@ -54,8 +53,8 @@ def save_dictionary(
         "layers": normalization.layers.tolist(),
         "normalization": normalization.kind,
         **about,
-        "prox": _named(about["prox"]),
-        "inference": _named(about["inference"]),
+        "prox": named(about["prox"]),
+        "inference": named(about["inference"]),
     }
     artifact.write(folder, tensors, config)
 
@@ -86,8 +85,8 @@ def load(path: str | Path) -> TrainedDictionary:
 def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDictionary:
     shape = about["dictionary"]
     dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
-    prox: Prox = _object(about["prox"])
-    inference: Inference = _object(about["inference"])
+    prox: Prox = object_of(about["prox"])
+    inference: Inference = object_of(about["inference"])
     inference.build(dictionary, prox)
     for name, module in (("dictionary", dictionary), ("inference", inference)):
         module.load_state_dict(_below(tensors, name))
@@ -113,25 +112,3 @@ def _library() -> str:
 def _below(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     prefix = f"{name}."
     return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _named(node: Any) -> Any:
-    """Replace ``_target_: dictlearn.room.Name`` by ``type: Name``, at every depth."""
-    if not isinstance(node, dict):
-        return node
-    plain = {key: _named(value) for key, value in node.items() if key != "_target_"}
-    if "_target_" in node:
-        plain["type"] = str(node["_target_"]).rsplit(".", 1)[-1]
-    return plain
-
-
-def _object(node: Any) -> Any:
-    """Build what `_named` wrote; only the classes that the rooms export can be named."""
-    if not isinstance(node, dict):
-        return node
-    arguments = {key: _object(value) for key, value in node.items() if key != "type"}
-    for room in (prox_room, inference_room):
-        found = getattr(room, node["type"]) if node.get("type") in room.__all__ else None
-        if isinstance(found, type):
-            return found(**arguments)
-    raise InputError(f"config.json names {node.get('type')}, which this version does not have.")

@@ -16,6 +16,7 @@ from dictlearn.errors import InputError
 from dictlearn.hidden_states import HiddenStates, Normalization
 from dictlearn.inference import Inference, Solution
 from dictlearn.prox import Prox
+from dictlearn.storage.choosing import choose
 from dictlearn.transformer import FrozenTransformer
 
 ROWS_AT_ONCE = 4096
@@ -73,6 +74,23 @@ class TrainedDictionary:
             module.to(device)
         self._transformer = None  # loaded there on its next use
         return self
+
+    def with_inference(self, name: str, **options: Any) -> TrainedDictionary:
+        """Return the same dictionary with another sparse inference; see `choosing.choose`.
+
+        Args:
+            name: of a file in ``conf/inference`` (`omp`, `working_set`, ...), or `encoder`: the
+                learned encoder alone.
+            options: of the inference (`tolerance`, ...) and of the sparsity (`k`, `lambda_`).
+
+        Raises:
+            InputError: there is no such inference or option, or the sparsity does not fit it.
+        """
+        inference, prox = choose(name, self.dictionary, self.prox, self.inference, options)
+        inference.to(self.atoms.device)
+        other = TrainedDictionary(self.dictionary, prox, inference, self.normalization, self.about)
+        other._transformer = self._transformer
+        return other
 
     @property
     def layers(self) -> tuple[int, ...]:

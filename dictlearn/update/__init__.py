@@ -1,16 +1,31 @@
 """How the atoms move: update rules, their optimizers, and the schedule of their rate."""
 
+from dictlearn.update.mairal import BlockCoordinate, Mairal
 from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
+from dictlearn.update.phased import EncoderAdam, Frozen, Phased, PhasedOptimizer
+from dictlearn.update.rates import Run, auto_rate
 from dictlearn.update.rules import Adam, HessianDiagonalRule, UpdateRule
-from dictlearn.update.schedule import Schedule, lr_factor
+from dictlearn.update.schedule import Phases, Schedule, lr_factor
+from dictlearn.update.signum import Signum, SphereSignum
 
 __all__ = [
     "Adam",
+    "BlockCoordinate",
     "DictionaryOptimizer",
+    "EncoderAdam",
+    "Frozen",
     "HessianDiagonal",
     "HessianDiagonalRule",
+    "Mairal",
+    "Phased",
+    "PhasedOptimizer",
+    "Phases",
+    "Run",
     "Schedule",
+    "Signum",
     "SphereAdam",
+    "SphereSignum",
     "UpdateRule",
+    "auto_rate",
     "lr_factor",
 ]

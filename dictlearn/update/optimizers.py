@@ -6,10 +6,15 @@ Legend: n rows, m atoms, d width.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from dictlearn.codes import Codes
+
+CACHED = 2**17
+"""Numbers that a CPU multiplies at once."""
 
 
 class DictionaryOptimizer(torch.optim.Adam):
@@ -19,12 +24,23 @@ class DictionaryOptimizer(torch.optim.Adam):
     the dictionary), `bias` (its other parameters) and `encoder`, whose tensors either have the
     atoms in dimension 0 or no dimension at all.
 
+    Before every step the learner tells what the rule may need: `set_exact`, `observe` and, where
+    `wants_codes`, `observe_codes`.
+
     Args:
         dictionary_parameters: the atoms `[m, d]` and, if there is one, the bias `[d]`.
         encoder_parameters: of the inference; may be empty.
         lr: rate of the dictionary.
         encoder_lr: rate of the encoder.
+
+    Attributes:
+        wants_codes: whether `observe_codes` is to be called.
+        weighs_energy: whether `observe` wants squared codes times the weight of their row. A
+            curvature that leaves the weights out is as many times too small as a row is heavy.
     """
+
+    wants_codes: ClassVar[bool] = False
+    weighs_energy: bool = False
 
     def __init__(
         self,
@@ -51,6 +67,67 @@ class DictionaryOptimizer(torch.optim.Adam):
         Rules without a curvature do not use it.
         """
 
+    def observe_codes(self, x: Tensor, codes: Codes, weight: Tensor | None = None) -> None:
+        """Take the rows `x: [n, d]` of this process and their codes, before the step they are for.
+
+        Only rules with `wants_codes` use it; they sum over processes themselves.
+
+        Args:
+            x: hidden states less the bias.
+            codes: without a gradient.
+            weight: of every row in the loss, `[n]`; 1 if None.
+        """
+
+    def set_exact(self, exact: bool) -> None:
+        """Say whether the codes of the coming step are exact, and not an encoder's.
+
+        Rules that do not tell these apart do nothing.
+        """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step; return what the closure returned."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._update()
+        return loss
+
+    def _update(self) -> None:
+        """Move every parameter along its gradient."""
+        raise NotImplementedError
+
+    def _adam(self) -> None:
+        super().step()
+
+    def _adam_but_atoms(self) -> None:
+        gradient, self.atoms.grad = self.atoms.grad, None
+        super().step()
+        self.atoms.grad = gradient
+
+    def _adam_on_sphere(self) -> None:
+        self.project_gradient()
+        super().step()
+        self._to_sphere()
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Take the part along the atom out of the gradient of every atom.
+
+        Changes of length are undone at once, so that part would only fill Adam's moments, and
+        the norm that gradients are clipped to: call this before clipping.
+        """
+        gradient = self.atoms.grad
+        if gradient is not None:
+            # On a CPU by parts that stay in its cache: fresh memory for all products is dear.
+            rows = (
+                CACHED // gradient.shape[1] + 1 if gradient.device.type == "cpu" else len(gradient)
+            )
+            parts = zip(torch.split(gradient, rows), torch.split(self.atoms, rows), strict=True)
+            for g, atoms in parts:
+                g.addcmul_(torch.linalg.vecdot(g, atoms)[:, None], atoms, value=-1)
+
     @torch.no_grad()
     def reset_atoms(self, indices: Tensor) -> None:
         """Forget everything about some atoms, after they were replaced."""
@@ -67,8 +144,16 @@ class DictionaryOptimizer(torch.optim.Adam):
                         moment[indices] = 0
 
     @torch.no_grad()
+    def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
+        """Let atoms `kept: [p]` take over the statistics of atoms `gone: [p]`, before these go.
+
+        `kept` may hold an atom more than once. Rules without statistics of codes do nothing.
+        """
+
+    @torch.no_grad()
     def _to_sphere(self) -> None:
-        self.atoms.copy_(nn.functional.normalize(self.atoms, dim=1))
+        length = torch.linalg.vector_norm(self.atoms, dim=1, keepdim=True)
+        self.atoms.div_(length.clamp_min_(1e-12))
 
 
 class SphereAdam(DictionaryOptimizer):
@@ -79,17 +164,8 @@ class SphereAdam(DictionaryOptimizer):
     scaled back to unit norm.
     """
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return what the closure returned."""
-        loss = _evaluated(closure)
-        gradient = self.atoms.grad
-        if gradient is not None:
-            radial = (gradient * self.atoms).sum(1, keepdim=True)
-            gradient.addcmul_(radial, self.atoms, value=-1)
-        super().step()
-        self._to_sphere()
-        return loss
+    def _update(self) -> None:
+        self._adam_on_sphere()
 
 
 class HessianDiagonal(DictionaryOptimizer):
@@ -130,6 +206,7 @@ class HessianDiagonal(DictionaryOptimizer):
     ) -> None:
         super().__init__(dictionary_parameters, encoder_parameters, lr, encoder_lr)
         self.mode, self.window, self.floor = mode, window, floor
+        self.weighs_energy = mode == "corrected"
         self._observed: list[Tensor] = []
 
     def _bias_rate(self, lr: float, encoder_lr: float) -> float:
@@ -139,22 +216,16 @@ class HessianDiagonal(DictionaryOptimizer):
         """Take the mean squared codes `[m]`; those of accumulated batches are averaged."""
         self._observed.append(energy.detach())
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return what the closure returned.
+    def _update(self) -> None:
+        self._adam_but_atoms()
+        self._newton(self.param_groups[0]["lr"])
 
-        Raises:
-            RuntimeError: no code energies were observed since the last step.
-        """
-        loss = _evaluated(closure)
-        gradient, self.atoms.grad = self.atoms.grad, None
-        super().step()
-        self.atoms.grad = gradient
+    def _newton(self, rate: float) -> None:
+        """Move the atoms; refuse where no code energies were observed since the last step."""
+        gradient = self.atoms.grad
         if gradient is not None:
-            rate = self.param_groups[0]["lr"]
-            self.atoms.sub_(rate * gradient / self._curvature()[:, None])
+            self.atoms.addcdiv_(gradient, self._curvature()[:, None], value=-rate)
             self._to_sphere()
-        return loss
 
     def _curvature(self) -> Tensor:
         """Take the observed energies in; return what the gradient is divided by, `[m]`."""
@@ -183,13 +254,13 @@ class HessianDiagonal(DictionaryOptimizer):
         if energy is not None:
             energy[indices] = 0.0 if self.mode == "seed" else energy.mean()
 
+    @torch.no_grad()
+    def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
+        """Add the energies: twins are hardly ever active in the same row, so theirs add up."""
+        energy = self.state[self.atoms].get("energy")
+        if energy is not None:
+            energy.index_add_(0, kept, energy[gone])
+
 
 def _log_keep(window: int) -> float:
     return float(torch.log1p(torch.tensor(-1.0 / window, dtype=torch.float64)))
-
-
-def _evaluated(closure: Callable[[], Any] | None) -> Any:
-    if closure is None:
-        return None
-    with torch.enable_grad():
-        return closure()

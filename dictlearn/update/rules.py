@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 from torch import nn
 
 from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
-from dictlearn.update.schedule import Schedule, check_schedule
+from dictlearn.update.rates import Run, auto_rate
+from dictlearn.update.schedule import Phases, Schedule, check_schedule
 
 
-class UpdateRule(Schedule, Protocol):
+class UpdateRule(Phases, Protocol):
     """How the atoms move, and how fast."""
 
     @property
@@ -24,6 +25,9 @@ class UpdateRule(Schedule, Protocol):
         with the path through tied layers in it, the atoms were seen to align and the codes to
         blow up within ten steps.
         """
+
+    def for_run(self, run: Run) -> Self:
+        """Return the rule with a number for every rate that is `auto`; comes before `build`."""
 
     def build(
         self,
@@ -38,7 +42,7 @@ class Adam:
     """Adam on the sphere; see `SphereAdam`.
 
     Args:
-        lr: rate of the dictionary.
+        lr: rate of the dictionary; `auto`: by `auto_rate`.
         encoder_lr: rate of the encoder, `lr` if None.
         warmup_vectors: see `lr_factor`.
         decay_fraction: see `lr_factor`.
@@ -47,7 +51,7 @@ class Adam:
         InputError: a number is out of its range.
     """
 
-    lr: float = 6e-3
+    lr: float | str = "auto"
     encoder_lr: float | None = None
     warmup_vectors: int = 25_000
     decay_fraction: float = 0.3
@@ -58,10 +62,23 @@ class Adam:
         return False
 
     def __post_init__(self) -> None:
-        _check_rate("update.lr", self.lr)
+        check_rate("update.lr", self.lr, auto=True)
         if self.encoder_lr is not None:
-            _check_rate("update.encoder_lr", self.encoder_lr)
+            check_rate("update.encoder_lr", self.encoder_lr)
         check_schedule(self)
+
+    def in_phase(self, phase: int) -> Schedule:
+        """Return itself."""
+        return self
+
+    def for_run(self, run: Run) -> Adam:
+        """Return the rule with a number for `auto`."""
+        return replace(self, lr=auto_rate(run)) if self.lr == "auto" else self
+
+    @property
+    def rate_of_encoder(self) -> float:
+        """The encoder's rate."""
+        return known(self.lr) if self.encoder_lr is None else self.encoder_lr
 
     def build(
         self,
@@ -69,8 +86,9 @@ class Adam:
         encoder_parameters: Sequence[nn.Parameter],
     ) -> SphereAdam:
         """Return the optimizer; see `UpdateRule.build`."""
-        encoder_lr = self.lr if self.encoder_lr is None else self.encoder_lr
-        return SphereAdam(dictionary_parameters, encoder_parameters, self.lr, encoder_lr)
+        return SphereAdam(
+            dictionary_parameters, encoder_parameters, known(self.lr), self.rate_of_encoder
+        )
 
 
 @dataclass(frozen=True)
@@ -106,11 +124,19 @@ class HessianDiagonalRule:
 
     def __post_init__(self) -> None:
         choice("update.mode", self.mode, ("seed", "corrected"))
-        _check_rate("update.lr", self.lr)
-        _check_rate("update.floor", self.floor)
+        check_rate("update.lr", self.lr)
+        check_rate("update.floor", self.floor)
         whole_number("update.window", self.window, minimum=2)
-        _check_rate("update.encoder_lr", self.encoder_lr)
+        check_rate("update.encoder_lr", self.encoder_lr)
         check_schedule(self)
+
+    def in_phase(self, phase: int) -> Schedule:
+        """Return itself."""
+        return self
+
+    def for_run(self, run: Run) -> HessianDiagonalRule:
+        """Return itself: shares of a Newton step fit any run."""
+        return self
 
     def build(
         self,
@@ -129,6 +155,21 @@ class HessianDiagonalRule:
         )
 
 
-def _check_rate(key: str, value: float) -> None:
-    if number(key, value) <= 0:
+def check_rate(key: str, value: float | str, auto: bool = False) -> None:
+    """Raise InputError unless `value` is a number above 0 or, where allowed, `auto`."""
+    if auto and isinstance(value, str):
+        if value != "auto":
+            raise InputError(f"{key}={value} must be a number above 0, or auto.")
+    elif number(key, value) <= 0:
         raise InputError(f"{key}={value} must be above 0.")
+
+
+def known(rate: float | str) -> float:
+    """Return a rate that is a number.
+
+    Raises:
+        RuntimeError: it is still `auto`.
+    """
+    if isinstance(rate, str):
+        raise RuntimeError("for_run(run) gives the rate a number, and comes before build")
+    return rate

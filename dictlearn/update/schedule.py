@@ -19,17 +19,27 @@ class Schedule(Protocol):
         """Last share of the run, over which the rate falls to zero."""
 
 
-def lr_factor(schedule: Schedule, vectors_seen: int, max_vectors: int) -> float:
+class Phases(Schedule, Protocol):
+    """Anything that says so for every phase of a run."""
+
+    def in_phase(self, phase: int) -> Schedule:
+        """Return the schedule of a phase, counted from 0; itself where phases are alike."""
+
+
+def lr_factor(rule: Phases, vectors_seen: int, max_vectors: int, phase: int = 0) -> float:
     """Return what the learning rate is multiplied with.
 
     It rises linearly from 0.1 over `warmup_vectors`, but at most over a tenth of the run, stays
-    at 1, and falls linearly to 0 over the last `decay_fraction` of the run.
+    at 1, and falls linearly to 0 over the last `decay_fraction` of the run. A run of several
+    phases does so in each of them.
 
     Args:
-        schedule: an update rule.
-        vectors_seen: vectors of all processes before this step.
-        max_vectors: the budget.
+        rule: an update rule.
+        vectors_seen: vectors of all processes before this step, since the phase began.
+        max_vectors: the budget of the phase.
+        phase: number of the phase.
     """
+    schedule = rule.in_phase(phase)
     warmup = min(schedule.warmup_vectors, 0.1 * max_vectors)
     rise = 0.1 + 0.9 * vectors_seen / warmup if warmup > 0 else 1.0
     tail = schedule.decay_fraction * max_vectors

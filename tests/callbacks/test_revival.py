@@ -19,6 +19,7 @@ from dictlearn.learner import DictionaryLearner
 from dictlearn.seeding import generator
 from dictlearn.update import HessianDiagonalRule
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
+from tests.test_learner_runs import ended
 from tests.watch import learned
 
 DEAD = [5, 40]
@@ -183,7 +184,7 @@ def test_nothing_happens_when_nothing_is_dead(make_data: MakeData, tmp_path: Pat
     _, look, _ = run(make_data(steps=3), tmp_path, revival, dead=[])
     assert [seen.changed for seen in look.seen] == [[], [], []]
     assert revival.revived == 0
-    assert revival.state_dict() == {"revived": 0}
+    assert revival.state_dict() == {"revived": 0, "merged": 0}
 
 
 def test_the_draw_depends_on_the_seed_and_the_step_only(
@@ -218,6 +219,8 @@ def test_the_count_goes_with_a_checkpoint() -> None:
     revival.revived = 7
     other.load_state_dict(revival.state_dict())
     assert other.revived == 7
+    other.load_state_dict({"revived": 9})  # of a checkpoint from before double atoms were counted
+    assert (other.revived, other.merged) == (9, 0)
 
 
 @pytest.mark.parametrize(
@@ -227,6 +230,64 @@ def test_the_count_goes_with_a_checkpoint() -> None:
 def test_a_wrong_option_is_told_under_its_key(every: float, until: float, key: str) -> None:
     with pytest.raises(InputError, match=rf"callbacks\.revival\.{key}"):
         DeadAtomRevival(every, until)  # type: ignore[arg-type]
+
+
+def test_a_wrong_cosine_is_told_under_its_key() -> None:
+    with pytest.raises(InputError, match=r"callbacks\.revival\.duplicate_cosine=2"):
+        DeadAtomRevival(9, 0.5, duplicate_cosine=2)
+
+
+class Doubled(pl.Callback):
+    """Makes atom 9 almost atom 4 after every step, before the revival looks."""
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: HiddenStates,
+        batch_idx: int,
+    ) -> None:
+        learner = learned(pl_module)
+        atoms = learner.dictionary.atoms.data
+        atoms[9] = torch.nn.functional.normalize(atoms[4] + 0.01 * atoms[9], dim=0)
+        self.atoms = atoms.clone()
+        energy = trainer.optimizers[0].state[learner.dictionary.atoms]["energy"]
+        self.energies = energy[4] + energy[9]
+        _, solution = learner.infer(batch, learner.sparsity(batch.layer))
+        self.strength = solution.codes.sum_over_rows(solution.codes.values.square())
+
+
+def doubled(data: HiddenStateDataModule, place: Path, cosine: float | None) -> tuple[Any, ...]:
+    double, revival = Doubled(), DeadAtomRevival(2 * BATCH, 1.0, duplicate_cosine=cosine)
+    learner = small_learner(data, dead_after_vectors=10**6, update=HessianDiagonalRule())
+    trainer = small_trainer(place, [double, revival])
+    trainer.fit(learner, datamodule=data)
+    energy = trainer.optimizers[0].state[learner.dictionary.atoms]["energy"]
+    changed = (learner.dictionary.atoms.detach() != double.atoms).any(1).nonzero().flatten()
+    return learner, double, revival, energy, changed.tolist()
+
+
+def test_the_rarer_of_two_double_atoms_is_replaced_and_the_other_takes_its_energy_over(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    learner, double, revival, energy, changed = doubled(make_data(steps=2), tmp_path, 0.95)
+    rare, common = (9, 4) if double.strength[9] < double.strength[4] else (4, 9)
+    assert double.strength[4] != double.strength[9]
+    assert changed == [4, 9]
+    weights = double.strength[[4, 9], None]
+    mean = torch.nn.functional.normalize((weights * double.atoms[[4, 9]]).sum(0), dim=0)
+    torch.testing.assert_close(learner.dictionary.atoms[common].detach(), mean)
+    assert float(learner.dictionary.atoms[rare].detach() @ double.atoms[common]) < 0.95
+    torch.testing.assert_close(energy[common], double.energies)
+    torch.testing.assert_close(learner.dictionary.atoms.detach().norm(dim=1), torch.ones(64))
+    assert revival.state_dict() == {"revived": 1, "merged": 1}
+
+
+def test_double_atoms_stay_where_nobody_asked(make_data: MakeData, tmp_path: Path) -> None:
+    *_, revival, _, changed = doubled(make_data(steps=2), tmp_path, None)
+    assert changed == []
+    assert revival.merged == 0
 
 
 def rows_of_error(*errors: float) -> Tensor:
@@ -255,3 +316,19 @@ def test_drawn_rows_are_distinct_and_no_more_than_have_an_error() -> None:
     assert found.dtype == torch.int64
     assert len(sample_by_error(residual, 2, generator(0))) == 2
     assert len(sample_by_error(rows_of_error(0.0, 0.0), 2, generator(0))) == 0
+
+
+def test_double_atoms_are_replaced_alike_on_two_processes(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    found = []
+    for cosine in (0.2, None):
+        revival = DeadAtomRevival(2 * BATCH, 0.9, duplicate_cosine=cosine)
+        data = make_data(steps=8, batch_size=BATCH // 2)
+        parts = {"update": HessianDiagonalRule(), "inference": Unrolled(weights="shared")}
+        found.append(ended(data, tmp_path, 2, revival, **parts))
+    (first, second), (plain, _) = found
+    for key in first:
+        if not key.startswith("train/"):
+            assert torch.equal(first[key], second[key]), key
+    assert not torch.equal(first["dictionary.atoms"], plain["dictionary.atoms"])

@@ -10,6 +10,7 @@ from dictlearn.errors import InputError
 from dictlearn.inference import (
     Fista,
     FistaSeed,
+    GreedyFista,
     Ista,
     Iterative,
     Solver,
@@ -19,10 +20,11 @@ from dictlearn.inference import (
     largest_eigenvalue,
     objective,
 )
+from dictlearn.inference.driver import working_dtype
 from dictlearn.prox import Prox, Relu, Soft, TopK
 from tests.inference.problems import dictionary_of, problem
 
-SOLVERS: list[Solver] = [Ista(), Fista(), Fista(restart=False)]
+SOLVERS: list[Solver] = [Ista(), Fista(), Fista(restart=False), GreedyFista()]
 
 
 def fista_of_the_paper(
@@ -235,10 +237,14 @@ def test_mistakes_are_told_with_what_to_change() -> None:
     given = problem(dtype=torch.float32)
     with pytest.raises(InputError, match="width 16 but the atoms have width 48"):
         infer(given.x, given.atoms.T, Soft(0.1))
+    with pytest.raises(InputError, match=r"inference\.tolerance=-1"):
+        infer(*given, Soft(0.1), tolerance=-1.0)
+    with pytest.raises(InputError, match=r"inference\.tolerance"):
+        Iterative(Fista(), tolerance=-1e-7)
+    with pytest.raises(InputError, match=r"inference\.solver\.step_factor=2\.5"):
+        GreedyFista(2.5)
     with pytest.raises(InputError, match=r"inference\.tolerance=1e-07 is below 1e-05"):
-        infer(*given, Soft(0.1), tolerance=1e-7)
-    with pytest.raises(InputError, match=r"inference\.tolerance=1e-07"):
-        Iterative(Fista(), tolerance=1e-7)
+        working_dtype(given.x, 1e-7, "float32")
     with pytest.raises(InputError, match=r"inference\.max_steps"):
         Iterative(Fista(), max_steps=0)
     with pytest.raises(InputError, match=r"inference\.check_every"):
@@ -248,3 +254,55 @@ def test_mistakes_are_told_with_what_to_change() -> None:
             inference.build(dictionary_of(given.atoms), TopK(3))
     with pytest.raises(InputError, match="prox=topk"):
         infer(*given, TopK(3))
+
+
+def greedy_fista_of_the_paper(
+    x: torch.Tensor, atoms: torch.Tensor, lambda_: float, n_steps: int
+) -> torch.Tensor:
+    """One row of Liang, Luo & Schoenlieb 2022, greedy FISTA, written out."""
+    bound = exact_largest_eigenvalue(atoms)
+    gamma = 1.3 / bound
+    old = a = torch.zeros(len(atoms), dtype=x.dtype)
+    y = a
+    first = None
+    for _ in range(n_steps):
+        old, a = a, (y + gamma * (atoms @ (x - y @ atoms)) - gamma * lambda_).clamp(min=0)
+        length = (a - old).norm()
+        first = length if first is None else first
+        uphill = (y - a) @ (a - old) >= 0
+        y = a if uphill else a + (a - old)
+        if length > first:
+            gamma = max(0.96 * gamma, 1 / bound)
+    return a
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 30, 90])
+def test_greedy_fista_is_the_published_algorithm_row_by_row(n_steps: int) -> None:
+    given = problem(n=6)
+    step = 1 / exact_largest_eigenvalue(given.atoms)
+    codes = infer(
+        *given, Soft(0.05), GreedyFista(), tolerance=0, max_steps=n_steps, step_size=step
+    ).codes.values
+    rows = [greedy_fista_of_the_paper(x, given.atoms, 0.05, n_steps) for x in given.x]
+    torch.testing.assert_close(codes, torch.stack(rows))
+
+
+def test_greedy_fista_needs_fewer_steps_than_fista() -> None:
+    given, prox = problem(n=100, d=32, m=128), Soft(0.05)
+    steps = [
+        infer(*given, prox, solver, tolerance=1e-6, max_steps=5_000).steps
+        for solver in (GreedyFista(), Fista())
+    ]
+    assert steps[0] < 0.9 * steps[1]
+
+
+def test_float32_rows_are_solved_in_float64_below_what_float32_certifies() -> None:
+    given, prox = problem(dtype=torch.float32), Soft(0.1)
+    solution = infer(*given, prox, tolerance=1e-9, max_steps=20_000)
+    assert solution.converged.all()
+    assert solution.steps < 20_000
+    assert solution.codes.values.dtype == solution.gap.dtype == torch.float32
+    wide = infer(given.x.double(), given.atoms.double(), prox, tolerance=1e-9, max_steps=20_000)
+    torch.testing.assert_close(
+        solution.codes.values, wide.codes.values.float(), atol=1e-5, rtol=1e-4
+    )

@@ -171,7 +171,7 @@ def test_one_layer_codes_move_the_atoms_only_when_the_atoms_encode() -> None:
 def test_training_lowers_the_loss_below_that_of_the_untrained_layers(prox: Prox) -> None:
     given = problem(n=256)
     encoder, dictionary = built(given, prox, 2)
-    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=0.04)
     losses = []
     for _ in range(60):
         codes = encoder(given.x, dictionary.atoms.detach(), prox).codes
@@ -192,10 +192,12 @@ def test_first_steps_follow_the_option_and_the_sparsity() -> None:
         (Soft(0.1), 2, 0.25, 0.25),
     ]
     for prox, n_layers, option, step in cases:
-        encoder, _ = built(given, prox, n_layers, initial_step=option)
-        for log_step, threshold in zip(encoder.log_steps, encoder.thresholds, strict=True):
-            assert float(log_step.detach().exp()) == pytest.approx(step)
-            assert threshold.detach().tolist() == pytest.approx([step * prox.lambda_] * 48)
+        for thresholds, factor in (("auto", 0.0), ("bias", 1.0)):
+            encoder, _ = built(given, prox, n_layers, initial_step=option, thresholds=thresholds)
+            for log_step, threshold in zip(encoder.log_steps, encoder.thresholds, strict=True):
+                assert float(log_step.detach().exp()) == pytest.approx(step)
+                start = factor * step * getattr(prox, "lambda_", 0.0)
+                assert threshold.detach().tolist() == pytest.approx([start] * 48)
 
 
 @pytest.mark.parametrize(("n_layers", "step"), [(1, 1.0), (3, 0.7)])

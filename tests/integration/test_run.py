@@ -136,6 +136,38 @@ def test_encode_prints_factors_per_layer_and_token(
     assert "bank" in printed
 
 
+def test_evaluate_compares_inferences_on_the_held_out_text_of_the_run(
+    finished: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(finished.parent)
+    few = [
+        "l0=[4,8]",
+        "vectors=1024",
+        "methods=[trained,encoder,omp,working_set,working_set+refit]",
+    ]
+    cli.evaluate(["inference", "run=out", *few])
+    printed = capsys.readouterr().out
+    assert "omp" in printed
+    assert "inference.html" in printed
+    found = json.loads((finished / "evaluation" / "inference.json").read_text())
+    assert 500 < found["vectors"] <= 1024
+    points = {(point["method"], point["wanted"]): point for point in found["points"]}
+    assert len(points) == 10
+    figures = json.loads((finished / "metrics.json").read_text())
+    own = points["encoder", 8]
+    assert own["fvu"] == points["trained", 8]["fvu"]
+    assert abs(own["fvu"] - figures["val/fvu"]) < 0.1  # 1,024 of the 4,096 vectors
+    assert points["omp", 8]["fvu"] < own["fvu"]
+    assert points["omp", 8]["fvu"] < points["omp", 4]["fvu"]
+    assert points["omp", 8]["gap"] is None
+    exact = points["working_set", 8]
+    assert abs(exact["l0"] - 8) < 1
+    assert 0 <= exact["worst_gap"] <= 1e-4
+    assert points["working_set+refit", 8]["fvu"] < exact["fvu"]
+    assert all(point["microseconds"] > 0 for point in points.values())
+    assert "omp" in (finished / "evaluation" / "inference.html").read_text(encoding="utf-8")
+
+
 class Page(HTMLParser):
     """Collects the elements and the text of a page."""
 

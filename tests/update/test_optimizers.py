@@ -11,13 +11,24 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.inference import FistaSeed, Unrolled, training_loss
 from dictlearn.prox import Prox, Soft, TopK
-from dictlearn.update import Adam, DictionaryOptimizer, HessianDiagonalRule, UpdateRule
+from dictlearn.update import (
+    Adam,
+    DictionaryOptimizer,
+    HessianDiagonalRule,
+    Mairal,
+    Phased,
+    Signum,
+    UpdateRule,
+)
 from tests.inference.test_solvers import fista_of_the_paper
 
 RULES = [
     Adam(lr=0.01),
     HessianDiagonalRule(),
     HessianDiagonalRule(mode="seed", lr=0.005, floor=0.001),
+    Signum(lr=0.005),
+    Phased(Adam(lr=0.01), HessianDiagonalRule()),
+    Mairal(lr=0.5, window=20),
 ]
 
 
@@ -57,6 +68,8 @@ def train(
         x = dictionary.centre(rows(step))
         codes = encode(x)
         optimizer.observe(codes.sum_over_rows(codes.values.detach().square()) / len(x))
+        if optimizer.wants_codes:
+            optimizer.observe_codes(x.detach(), codes.detach())
         optimizer.zero_grad()
         training_loss(x, dictionary.decode(codes), codes, prox).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -235,7 +248,7 @@ def test_a_run_goes_on_exactly_from_its_state_dict(rule: UpdateRule, tmp_path: P
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RULES[:-1])
 def test_replaced_atoms_are_forgotten_and_the_others_are_not(rule: UpdateRule) -> None:
     prox = TopK(3)
     dictionary, encoder, optimizer = made(rule, prox)
@@ -272,6 +285,7 @@ def test_the_closure_is_called_once_and_its_loss_returned(rule: UpdateRule) -> N
         calls.append(1)
         codes = encoder(rows(0), dictionary.atoms, prox).codes
         optimizer.observe(codes.sum_over_rows(codes.values.detach().square()) / 20)
+        optimizer.observe_codes(rows(0), codes.detach())
         training_loss(rows(0), dictionary.decode(codes), codes, prox).backward()  # type: ignore[no-untyped-call]
         return 1.5
 
@@ -279,3 +293,38 @@ def test_the_closure_is_called_once_and_its_loss_returned(rule: UpdateRule) -> N
     assert optimizer.step(closure) == 1.5
     assert calls == [1]
     assert not torch.equal(before, dictionary.atoms)
+
+
+def test_the_energies_of_merged_atoms_add_up() -> None:
+    dictionary = Dictionary(4, 3)
+    optimizer = HessianDiagonalRule().build([dictionary.atoms], [])
+    optimizer.merge_atoms(torch.tensor([0]), torch.tensor([1]))  # nothing to merge yet
+    optimizer.observe(torch.tensor([1.0, 2.0, 4.0, 8.0]))
+    dictionary.atoms.grad = torch.ones(4, 3)
+    optimizer.step()
+    optimizer.merge_atoms(torch.tensor([0, 0]), torch.tensor([1, 3]))
+    energy = optimizer.state[dictionary.atoms]["energy"]
+    torch.testing.assert_close(energy * 300, torch.tensor([11.0, 2.0, 4.0, 8.0]))
+
+
+def test_projecting_before_clipping_changes_no_step() -> None:
+    results = []
+    for early in (False, True):
+        dictionary = Dictionary(6, 4).double()
+        dictionary.renormalize_()
+        optimizer = Adam(lr=0.01).build(list(dictionary.parameters()), [])
+        g = torch.Generator().manual_seed(0)
+        dictionary.atoms.grad = torch.randn(6, 4, dtype=torch.float64, generator=g)
+        if early:
+            optimizer.project_gradient()
+            radial = (dictionary.atoms.grad * dictionary.atoms).sum(1)
+            torch.testing.assert_close(radial, torch.zeros_like(radial))
+        optimizer.step()
+        results.append(dictionary.atoms.detach())
+    torch.testing.assert_close(*results)
+
+
+def test_only_a_corrected_curvature_counts_the_weights_of_rows() -> None:
+    atoms = [Dictionary(4, 3).atoms]
+    assert HessianDiagonalRule().build(atoms, []).weighs_energy
+    assert not HessianDiagonalRule(mode="seed").build(atoms, []).weighs_energy

@@ -1,0 +1,208 @@
+"""``dictlearn evaluate inference``: one dictionary, many ways to infer its codes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from torch import Tensor
+
+from dictlearn.codes import Codes
+from dictlearn.configuration import build, plain
+from dictlearn.errors import InputError, choice, number, whole_number
+from dictlearn.explorer.frontier_page import FrontierPage, Mark, render
+from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
+from dictlearn.inference import price_for_l0, refit
+from dictlearn.metrics.frontier import Coded, HeldOut, Point, measure
+from dictlearn.noise import quiet
+from dictlearn.prox import Soft
+from dictlearn.storage.atomic import write_text
+from dictlearn.storage.saved import load
+from dictlearn.storage.trained import TrainedDictionary
+
+log = logging.getLogger(__name__)
+
+REFIT = "+refit"
+COUNTED = ("encoder", "encoder+refit", "matching_pursuit", "gradient_pursuit", "omp")
+PRICED = ("working_set", "working_set+refit")
+PRICE_ROWS = 512
+
+
+class Result(NamedTuple):
+    """What was measured, and where it was written.
+
+    Attributes:
+        points: one per method and L0.
+        folder: holds ``inference.json`` and ``inference.html``.
+    """
+
+    points: tuple[Point, ...]
+    folder: Path
+
+
+def evaluate_inference(config: DictConfig) -> Result:
+    """Measure FVU, L0, time and duality gap of several inferences on held-out vectors.
+
+    Args:
+        config: ``conf/evaluate.yaml``, composed.
+
+    Raises:
+        InputError: there is no run, its text is gone, or an option is wrong.
+    """
+    quiet()
+    plain(config)
+    run = Path(str(config.run))
+    sparsities = _sparsities(config.l0)
+    trained = load(run).to(_device(config.device))
+    too_many = [k for k in sparsities if k > trained.dictionary.n_atoms]
+    if too_many:
+        raise InputError(f"l0={too_many} is more than the {trained.dictionary.n_atoms} atoms.")
+    methods = _methods(config.methods, trained)
+    tolerance = number("tolerance", config.tolerance, 0.0)
+    options = {name: {"tolerance": tolerance} for name in PRICED}
+    held_out = _held_out(run, trained, whole_number("vectors", config.vectors))
+    points = []
+    for method in methods:
+        for wanted in sparsities:
+            points.append(_point(trained, method, wanted, held_out, options.get(method, {})))
+            log.info("%s", _line(points[-1]))
+    folder = Path(config.output) if config.output else run / "evaluation"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, trained, points, len(held_out.x))
+    return Result(tuple(points), folder)
+
+
+def _sparsities(wanted: object) -> list[int]:
+    listed = list(wanted) if isinstance(wanted, ListConfig) else [wanted]
+    return sorted({whole_number("l0", value) for value in listed})
+
+
+def _device(name: str) -> str:
+    choice("device", name, ("auto", "cpu", "cuda"))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda, but there is no CUDA device here: leave device=auto.")
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _methods(wanted: object, trained: TrainedDictionary) -> list[str]:
+    if isinstance(wanted, ListConfig):
+        return [str(name) for name in wanted]
+    if wanted != "auto":
+        return [str(wanted)]
+    learned = getattr(trained.inference, "encoder", trained.inference).differentiable
+    return [name for name in (*COUNTED, *PRICED) if learned or not name.startswith("encoder")]
+
+
+def _held_out(run: Path, trained: TrainedDictionary, n: int) -> HeldOut:
+    """Return held-out vectors of the text that the run was trained on."""
+    data = _data(run, trained)
+    batches: list[HiddenStates] = []
+    for batch in data.val_dataloader():
+        batches.append(batch)
+        if sum(len(part.vectors) for part in batches) >= n:
+            break
+    if not batches:
+        raise InputError(f"No text was held out in {run}: there is nothing to evaluate on.")
+    device = trained.atoms.device
+    vectors = torch.cat([part.vectors for part in batches])[:n].float().to(device)
+    layer = torch.cat([part.layer for part in batches])[:n].to(device)
+    x = trained.dictionary.centre(trained.normalization(vectors, layer))
+    return HeldOut(vectors, x, trained.normalization.row(layer), len(trained.layers))
+
+
+def _data(run: Path, trained: TrainedDictionary) -> HiddenStateDataModule:
+    path = run / ".hydra" / "config.yaml"
+    if not path.is_file():
+        raise InputError(
+            f"{run} has no .hydra/config.yaml, which says what text was held out: give the run "
+            "directory as training left it."
+        )
+    made = OmegaConf.load(path)
+    if not isinstance(made, DictConfig):
+        raise InputError(f"{path} is no config of a run.")
+    made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)
+    data = HiddenStateDataModule(
+        trained.transformer,
+        build(made.text),
+        build(made.hidden_states),
+        seed=made.seed,
+        data_dir=Path(made.data_dir),
+    )
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def _point(
+    trained: TrainedDictionary,
+    method: str,
+    wanted: int,
+    held_out: HeldOut,
+    options: dict[str, float],
+) -> Point:
+    name = method.removesuffix(REFIT)
+    atoms = trained.dictionary.atoms
+    chosen = trained if name == "trained" else None
+    if chosen is None:
+        price = _price(trained, name, wanted, held_out)
+        chosen = trained.with_inference(name, **options, **price)
+    inference, prox = chosen.inference, chosen.prox
+
+    def infer(x: Tensor, row: Tensor) -> Coded:
+        solution = inference(x, atoms, prox.for_layers(row), certify=prox.convex)
+        codes: Codes = solution.codes
+        if method.endswith(REFIT):
+            return Coded(refit(x, codes, atoms), None)
+        return Coded(codes, solution.gap if prox.convex else None)
+
+    def raw(codes: Codes, row: Tensor) -> Tensor:
+        layer = trained.normalization.layers[row]
+        return trained.normalization.invert(
+            trained.dictionary.uncentre(trained.dictionary.decode(codes)), layer
+        )
+
+    return measure(method, wanted, held_out, infer, raw)
+
+
+def _price(
+    trained: TrainedDictionary, name: str, wanted: int, held_out: HeldOut
+) -> dict[str, float]:
+    """Return the option that makes an inference give so many codes a vector."""
+    if name not in ("working_set", "fista", "ista", "greedy_fista"):
+        return {"k": wanted}
+    spread = held_out.x[:: max(1, len(held_out.x) // PRICE_ROWS)]
+    return {"lambda_": price_for_l0(spread, trained.dictionary.atoms, wanted, Soft(0.1))}
+
+
+def _line(point: Point) -> str:
+    return (
+        f"{point.method}: L0 {point.l0:.1f}, FVU {point.fvu:.4f}, "
+        f"{point.microseconds:.0f} microseconds a vector"
+    )
+
+
+def _write(
+    folder: Path, trained: TrainedDictionary, points: Sequence[Point], n_vectors: int
+) -> None:
+    rows = [point._asdict() for point in points]
+    text = json.dumps({"vectors": n_vectors, "points": list(_finite(rows))}, indent=2)
+    write_text(folder / "inference.json", text + "\n")
+    page = FrontierPage(
+        title=str(trained.about["transformer"]["name"]),
+        n_atoms=trained.dictionary.n_atoms,
+        n_vectors=n_vectors,
+        device=trained.atoms.device.type,
+        marks=tuple(Mark(*point) for point in points),
+    )
+    write_text(folder / "inference.html", render(page))
+
+
+def _finite(rows: Sequence[dict[str, object]]) -> Iterator[dict[str, object]]:
+    """Replace nan by None: JSON has no nan."""
+    for row in rows:
+        yield {key: None if value != value else value for key, value in row.items()}

@@ -1,0 +1,150 @@
+"""Unrolled layers on a few candidates per row, one row after the other.
+
+The atoms of a row's candidates stay in the cache while all its layers run, where the torch path
+reads them anew for every layer.
+
+Legend: n rows, m atoms, d width, k kept codes per row, c candidates per row, T layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from dictlearn.inference.compiled import compiled
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+HALVINGS = 32
+"""Scores that differ by less than 2^-32 of the largest count as equal."""
+
+
+@compiled
+def _match(start: Any, places: Any, near: Any, values: Any) -> None:
+    """Write the codes of the candidates among given codes, and zeros elsewhere."""
+    values[:] = 0
+    for i in range(len(start)):
+        for j in range(len(near)):
+            if near[j] == places[i]:
+                values[j] = start[i]
+
+
+@compiled
+def _subtract(x: Any, synthesis: Any, near: Any, values: Any, residual: Any) -> None:
+    """Write `x` less what the codes decode to, four atoms at once: memory is what costs."""
+    residual[:] = x
+    active = np.nonzero(values)[0]
+    q = len(active)
+    for first in range(0, q - 3, 4):
+        u, v, w, z = active[first : first + 4]
+        a, b, e, f = synthesis[near[u]], synthesis[near[v]], synthesis[near[w]], synthesis[near[z]]
+        for i in range(len(x)):
+            residual[i] -= values[u] * a[i] + values[v] * b[i] + values[w] * e[i] + values[z] * f[i]
+    for left in range(q - q % 4, q):
+        u = active[left]
+        a = synthesis[near[u]]
+        for i in range(len(x)):
+            residual[i] -= values[u] * a[i]
+
+
+@compiled
+def _correlate(residual: Any, weight: Any, near: Any, scores: Any) -> None:
+    """Write the candidates' correlations with the residual."""
+    c = len(near)
+    for j in range(0, c - 3, 4):
+        u, v, w, z = weight[near[j]], weight[near[j + 1]], weight[near[j + 2]], weight[near[j + 3]]
+        a = b = e = f = np.float32(0)
+        for i in range(len(residual)):
+            a += residual[i] * u[i]
+            b += residual[i] * v[i]
+            e += residual[i] * w[i]
+            f += residual[i] * z[i]
+        scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = a, b, e, f
+    for j in range(c - c % 4, c):
+        u = weight[near[j]]
+        a = np.float32(0)
+        for i in range(len(residual)):
+            a += residual[i] * u[i]
+        scores[j] = a
+
+
+@compiled
+def _keep_largest(scores: Any, k: int, values: Any) -> None:
+    """Copy the `k` largest of non-negative scores to `values`, and zeros elsewhere.
+
+    The k-th largest is bracketed by halving: counting is vectorised, partitioning is not.
+    """
+    least, above = np.float32(0), np.float32(0)
+    for j in range(len(scores)):
+        above = max(above, scores[j])
+    above *= np.float32(1.001)
+    for _ in range(HALVINGS):
+        middle = np.float32(0.5) * (least + above)
+        count = 0
+        for j in range(len(scores)):
+            count += scores[j] >= middle
+        if count >= k:
+            least = middle
+        else:
+            above = middle
+        if count == k:
+            break
+    # Between least and above there is at most one value, which may occur more than once.
+    taken = 0
+    for j in range(len(scores)):
+        values[j] = scores[j] if scores[j] >= above else np.float32(0)
+        taken += scores[j] >= above
+    for j in range(len(scores)):
+        if taken < k and least <= scores[j] < above:
+            values[j] = scores[j]
+            taken += 1
+
+
+def _restricted_layers(
+    x: Floats,
+    weight: Floats,
+    synthesis: Floats,
+    steps: Floats,
+    thresholds: Floats,
+    kept: Integers,
+    candidates: Integers,
+    start: Floats,
+    places: Integers,
+    left: Floats,
+) -> Floats:
+    """Return the codes of the candidates after T layers, `[n, c]`.
+
+    Args:
+        x: `[n, d]`.
+        weight: analysis matrix `[m, d]`.
+        synthesis: `[m, d]`.
+        steps: step sizes `[T]`.
+        thresholds: `[T, m]`.
+        kept: how many codes every layer keeps, `[T]`.
+        candidates: `[n, c]`.
+        start: codes that the first layer starts from, `[n, p]`; of other atoms they are dropped.
+        places: their atoms, `[n, p]`, distinct within a row.
+        left: `x` less what all of them decode to, `[n, d]`; what the codes that are returned
+            leave of `x` is written there.
+    """
+    n, c = candidates.shape
+    codes = np.empty((n, c), np.float32)
+    for row in numba.prange(n):
+        near, values = candidates[row], codes[row]
+        _match(start[row], places[row], near, values)
+        residual, scores = left[row], np.empty(c, np.float32)
+        for t in range(len(steps)):
+            _correlate(residual, weight, near, scores)
+            for j in range(c):
+                score = values[j] + steps[t] * scores[j] - thresholds[t, near[j]]
+                scores[j] = max(score, np.float32(0))
+            _keep_largest(scores, kept[t], values)
+            _subtract(x[row], synthesis, near, values, residual)
+    return codes
+
+
+restricted_layers = compiled(_restricted_layers, parallel=True)

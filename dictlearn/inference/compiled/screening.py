@@ -1,0 +1,264 @@
+"""One round of the working-set solver over a batch of rows: look, leave or grow, solve.
+
+Legend: n rows of the chunk, m atoms, d width, s places of a working set; c correlations of all
+atoms with the residual r, q those of the working set, h its Gram matrix, p its prices,
+a its codes, w the weights of the prices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from dictlearn.inference.compiled import compiled
+from dictlearn.inference.compiled.coordinate_descent import (
+    dots,
+    extend_gram,
+    gather_gram,
+    solve_local,
+)
+
+BINS = 512
+KEEP = 0.9
+"""Idle places whose correlation is below this share of their price are given up."""
+
+
+@compiled
+def _widen(c: Any, out: Any) -> None:
+    """Copy correlations; those in int16 are the bits of bfloat16, the upper half of a float32."""
+    if c.itemsize == 2:
+        bits = out.view(np.uint32)
+        for j in range(len(c)):
+            bits[j] = np.uint32(np.uint16(c[j])) << np.uint32(16)
+    else:
+        for j in range(len(c)):
+            out[j] = c[j]
+
+
+@compiled
+def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, slack: Any) -> Any:
+    """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
+
+    `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
+    matters for the certificate, correlations near their price are computed anew.
+    """
+    weights = problem.weights[min(i, len(problem.weights) - 1)]
+    worths = problem.worths[min(i, len(problem.worths) - 1)]
+    chosen, size, price = sets.atoms[i], sets.size[i], problem.price[i]
+    zero = r.dtype.type(0)
+    per_price = r.dtype.type(1) / price
+    if slack > 0:
+        dots(problem.atoms, r, chosen, 0, size, q)
+    else:
+        for t in range(size):
+            q[t] = c[chosen[t]]
+    if problem.signed:
+        for j in range(len(c)):
+            c[j] = abs(c[j])
+    for j in range(len(c)):
+        c[j] *= per_price * worths[j]
+    for t in range(size):
+        q[t] -= problem.ridge * sets.codes[i, t]
+        p[t] = price * weights[chosen[t]]
+        c[chosen[t]] = r.dtype.type(-1e30)
+    largest = zero
+    for j in range(len(c)):
+        largest = max(largest, c[j])
+    if slack == 0:
+        return largest
+    norm = zero
+    for e in range(len(r)):
+        norm += r[e] * r[e]
+    most = zero
+    for j in range(len(worths)):
+        most = max(most, worths[j])
+    error = slack * np.sqrt(norm) * per_price * most
+    if largest * (1 - slack) - error > 1:
+        return largest * (1 + slack) + error
+    largest = r.dtype.type(1)
+    place, value = np.empty(1, np.int64), np.empty(1, r.dtype)
+    for j in range(len(c)):
+        if c[j] * (1 + slack) + error > 1:
+            place[0] = j
+            dots(problem.atoms, r, place, 0, 1, value)
+            exact = abs(value[0]) if problem.signed else value[0]
+            c[j] = exact * per_price * worths[j]
+            largest = max(largest, c[j])
+    return largest
+
+
+@compiled
+def _gap(i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, largest: Any) -> Any:
+    """Return the relative duality gap; see `duality_gap`."""
+    zero = r.dtype.type(0)
+    energy, fit, cost = zero, zero, zero
+    for e in range(len(r)):
+        energy += r[e] * r[e]
+    for t in range(sets.size[i]):
+        code = sets.codes[i, t]
+        energy += problem.ridge * code * code
+        fit += code * q[t]
+        cost += p[t] * abs(code)
+        largest = max(largest, (abs(q[t]) if problem.signed else q[t]) / p[t])
+    value = r.dtype.type(0.5) * energy + cost
+    if value <= r.dtype.type(1e-30):
+        return zero
+    s = max(zero, (energy + fit) / max(energy, r.dtype.type(1e-30)))
+    if s * largest > 1:
+        s = 1 / largest
+    gap = r.dtype.type(0.5) * (1 - s) * (1 - s) * energy + cost - s * fit
+    return max(gap, zero) / value
+
+
+@compiled
+def _drop(i: int, sets: Any, q: Any, p: Any) -> None:
+    """Give up the idle places that are far from their price."""
+    chosen, codes, h = sets.atoms[i], sets.codes[i], sets.gram[i]
+    k, filled = 0, 0
+    kept = np.empty(sets.size[i], np.int64)
+    for t in range(sets.size[i]):
+        if codes[t] != 0 or abs(q[t]) > KEEP * p[t]:
+            kept[k] = t
+            k += 1
+            filled += t < sets.filled[i]
+    if k < sets.size[i]:
+        for u in range(k):
+            t = kept[u]
+            chosen[u], codes[u], q[u], p[u] = chosen[t], codes[t], q[t], p[t]
+            if u < filled:
+                for v in range(filled):
+                    h[u, v] = h[t, kept[v]]
+        for u in range(k, sets.size[i]):
+            codes[u] = 0
+    sets.size[i], sets.filled[i] = k, filled
+
+
+@compiled
+def _add(i: int, ratio: Any, wanted: int, largest: Any, sets: Any) -> None:
+    """Add the atoms that exceed their price most, `wanted` at most; a histogram finds the cut."""
+    found = np.empty(len(ratio), np.int64)
+    k = 0
+    for j in range(len(ratio)):
+        found[k] = j
+        k += ratio[j] > 1
+    cut = 0
+    step = ratio.dtype.type(BINS - 1) / max(largest - 1, ratio.dtype.type(1e-9))
+    if k > wanted:
+        counts = np.zeros(BINS, np.int64)
+        for u in range(k):
+            counts[min(BINS - 1, int((ratio[found[u]] - 1) * step))] += 1
+        total, cut = 0, BINS
+        while cut > 0 and total + counts[cut - 1] <= wanted:
+            cut -= 1
+            total += counts[cut]
+    size = sets.size[i]
+    last = size + wanted
+    for least in (cut, 0):
+        for u in range(k):
+            j = found[u]
+            if size < last and ratio[j] > 1 and int((ratio[j] - 1) * step) >= least:
+                sets.atoms[i, size] = j
+                sets.codes[i, size] = 0
+                ratio[j] = -1
+                size += 1
+        if size > sets.size[i]:
+            break
+    sets.size[i] = size
+
+
+def _advance(
+    rows: Any,
+    c: Any,
+    r: Any,
+    problem: Any,
+    sets: Any,
+    grow: int,
+    slack: Any,
+    tolerance: Any,
+    last: bool,
+) -> None:
+    """Take one round with the rows `rows: [b]` of a chunk.
+
+    Rows whose gap is at most `tolerance` are left as they are; `sets.gap` tells.
+
+    Args:
+        rows: places in the chunk.
+        c: correlations `[b, m]` of all atoms with the residuals: floats, or bfloat16 as int16.
+        r: residuals `[b, d]`, replaced by those after the round.
+        problem: what is solved.
+        sets: where the rows stand.
+        grow: atoms added at most.
+        slack: bound of the errors of `c`, see `_look`; 0 if it is as good as the dtype.
+        tolerance: largest allowed gap.
+        last: whether to look only.
+    """
+    s = sets.atoms.shape[1]
+    for b in numba.prange(len(rows)):
+        i = rows[b]
+        ratio = np.empty(c.shape[1], r.dtype)
+        q, p = np.empty(s, r.dtype), np.empty(s, r.dtype)
+        _widen(c[b], ratio)
+        largest = _look(ratio, i, problem, sets, r[b], q, p, slack)
+        gap = _gap(i, problem, sets, r[b], q, p, largest)
+        sets.gap[i] = gap
+        if gap > tolerance and not last:
+            _drop(i, sets, q, p)
+            old = sets.size[i]
+            _add(i, ratio, min(grow, s - old), largest, sets)
+            _solve(i, problem, sets, r[b], q, p, old, tolerance)
+
+
+@compiled
+def _solve(
+    i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, old: int, tolerance: Any
+) -> None:
+    """Solve a row's small problem, whose places from `old` on are new, and renew its residual."""
+    weights = problem.weights[min(i, len(problem.weights) - 1)]
+    chosen, size, codes = sets.atoms[i], sets.size[i], sets.codes[i]
+    dots(problem.atoms, r, chosen, old, size, q)
+    for t in range(old, size):
+        p[t] = problem.price[i] * weights[chosen[t]]
+    if len(problem.gram) > 1:
+        gather_gram(sets.gram[i], chosen, sets.filled[i], size, problem.gram, problem.ridge)
+    else:
+        extend_gram(sets.gram[i], chosen, sets.filled[i], size, problem.atoms, problem.ridge)
+    sets.filled[i] = size
+    floor = r.dtype.type(2e-6 if r.itemsize == 4 else 1e-14)
+    solve_local(
+        sets.gram[i], q, p, codes, size, problem.signed, max(r.dtype.type(0.2) * tolerance, floor)
+    )
+    x = problem.x[i]
+    for e in range(len(r)):
+        r[e] = x[e]
+    for t in range(size):
+        code = codes[t]
+        if code != 0:
+            row = problem.atoms[chosen[t]]
+            for e in range(len(r)):
+                r[e] -= code * row[e]
+
+
+advance = compiled(_advance)
+advance_in_parallel = compiled(_advance, parallel=True)
+
+
+@compiled
+def pack(sets: Any, n_atoms: int, values: Any, indices: Any) -> None:
+    """Write every row's codes that are not zero, then zeros at other, distinct atoms."""
+    k = values.shape[1]
+    for i in range(len(values)):
+        used = np.zeros(n_atoms, np.bool_)
+        place = 0
+        for t in range(sets.size[i]):
+            if sets.codes[i, t] != 0:
+                values[i, place], indices[i, place] = sets.codes[i, t], sets.atoms[i, t]
+                used[sets.atoms[i, t]] = True
+                place += 1
+        j = 0
+        while place < k:
+            if not used[j]:
+                values[i, place], indices[i, place] = 0, j
+                place += 1
+            j += 1

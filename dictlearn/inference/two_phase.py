@@ -1,0 +1,180 @@
+"""The recipe that measured best: an amortised start, exact codes, then the codes of one's choice.
+
+Legend: n rows, m atoms, d width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dictlearn.codes import Codes
+from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError, choice, number
+from dictlearn.inference.driver import Solution
+from dictlearn.inference.interface import Inference
+from dictlearn.inference.objective import objective
+from dictlearn.inference.price import Price
+from dictlearn.inference.working_set import WorkingSet, price_for_l0
+from dictlearn.prox import Prox, Soft, TopK
+
+
+class TwoPhase(Inference):
+    """Learn the dictionary with a learned encoder first and with exact l1 codes then.
+
+    Exact codes from a random start end in local minima in which atoms are missed or doubled; a
+    short amortised phase removes them, and exact codes then give the better dictionary. The last
+    part of the run fits it to the codes it will be used with. The encoder goes on learning on
+    the moving dictionary beside, so that a run leaves both a faithful and a fast code.
+
+    With a convex sparsity all three work on the same problem. With topk the exact codes are
+    those of the l1 problem, and lambda is steered so that they have `l0_factor * prox.k` codes a
+    row on average. With `encoder_share=0` this is alternating minimisation; with `update=frozen` it
+    distils an encoder for a dictionary that is given.
+
+    Args:
+        encoder: learned, with `prox`: alone in the first phase, trained along in the second.
+        solver: exact codes of the second phase.
+        use: codes after training, with `prox`: a pursuit, the solver, or an encoder's.
+        encoder_share: share of the run that the first phase takes.
+        use_share: share of the run, at its end, in which the codes of `use` move the atoms.
+        l0_factor: exact codes a row for every code that topk keeps. l1 shrinks codes, and some
+            more of them give better atoms for every L0 than as many as will be kept.
+        distil: what the encoder learns in the second phase: `objective` (to lower its own
+            objective on the atoms as they are), `codes` (to come close to the exact codes), or
+            `none` (nothing; it is not run either, and the solver starts from zero).
+
+    Raises:
+        InputError: an option is out of its range, or the sparsity is neither convex nor topk.
+    """
+
+    differentiable = True
+    in_second: Tensor
+
+    def __init__(
+        self,
+        encoder: Inference,
+        solver: WorkingSet,
+        use: Inference,
+        encoder_share: float = 0.2,
+        use_share: float = 0.2,
+        l0_factor: float = 1.25,
+        distil: str = "objective",
+    ) -> None:
+        super().__init__()
+        self.encoder, self.solver, self.use = encoder, solver, use
+        self.encoder_share = number("inference.encoder_share", encoder_share, 0.0, 1.0)
+        self.use_share = number("inference.use_share", use_share, 0.0, 1.0)
+        if self.encoder_share + self.use_share > 1:
+            raise InputError(
+                f"inference.encoder_share={encoder_share} and inference.use_share={use_share} are "
+                "more than the whole run: lower one of them."
+            )
+        if self.use_share and use.differentiable:
+            raise InputError(
+                "inference.use is learned, and its codes cannot move the atoms as exact ones do: "
+                "set inference.use_share=0."
+            )
+        self.l0_factor = number("inference.l0_factor", l0_factor, minimum=0.1)
+        self.distil = choice("inference.distil", distil, ("objective", "codes", "none"))
+        self.price: Price | None = None
+        self.exact = self.last = False
+        self._unpriced = False
+
+    @property
+    def boundaries(self) -> tuple[float, ...]:
+        """Where the exact phase begins."""
+        return (self.encoder_share,) if 0 < self.encoder_share < 1 else ()
+
+    def build(self, dictionary: Dictionary, prox: Prox) -> None:
+        """Build all three; see `Inference.build`."""
+        if isinstance(prox, TopK):
+            wanted = min(self.l0_factor * prox.k, dictionary.n_atoms / 2)
+            self.price = Price(0.1, wanted)
+        elif not prox.convex:
+            raise InputError(
+                f"inference=two_phase has exact codes for a convex sparsity or for topk, not for "
+                f"prox={type(prox).__name__.lower()}: choose prox=topk or prox=soft."
+            )
+        self.register_buffer("in_second", torch.tensor(False))
+        self.encoder.build(dictionary, prox)
+        self.solver.build(dictionary, Soft(0.1) if self.price else prox)
+        self.use.build(dictionary, prox)
+
+    def reset(self, dictionary: Dictionary) -> None:
+        """Start all three anew."""
+        for part in (self.encoder, self.solver, self.use):
+            part.reset(dictionary)
+
+    def reset_atoms(self, dictionary: Dictionary, indices: Tensor) -> None:
+        """Start some atoms anew in all three."""
+        for part in (self.encoder, self.solver, self.use):
+            part.reset_atoms(dictionary, indices)
+
+    def advance(self, fraction: float) -> None:
+        """Go over to exact codes when the encoder's share of the run is done."""
+        self.encoder.advance(fraction)
+        if self.exact != (fraction >= self.encoder_share):
+            self.exact = not self.exact
+            self._unpriced = self.exact and not bool(self.in_second)
+            self.in_second.fill_(self.exact)
+        self.last = fraction >= 1 - self.use_share
+
+    def observe(self, l0: Tensor) -> None:
+        """Steer lambda while the codes are exact."""
+        if not self.exact:
+            self.encoder.observe(l0)
+        elif self.price is not None and not self.last:
+            self.price.observe(l0)
+
+    def forward(
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        prox: Prox,
+        initial: Codes | None = None,
+        certify: bool = False,
+    ) -> Solution:
+        """Return the codes of the phase, or the ones to use; see `Inference.forward`."""
+        if not self.training:
+            part = self.use if bool(self.in_second) else self.encoder
+            return part(x, atoms, prox, initial, certify)  # type: ignore[no-any-return]
+        if not self.exact:
+            return self.encoder(x, atoms, prox, initial)  # type: ignore[no-any-return]
+        x, atoms = x.detach(), atoms.detach()
+        if self.distil == "none":
+            return self._exact(x, atoms, prox, None)
+        learned: Solution = self.encoder(x, atoms, prox)
+        solution = self._exact(x, atoms, prox, learned.codes.detach())
+        return solution._replace(extra_loss=self._lesson(x, atoms, prox, learned, solution.codes))
+
+    def _lesson(
+        self, x: Tensor, atoms: Tensor, prox: Prox, learned: Solution, exact: Codes
+    ) -> Tensor:
+        """Return what the encoder lowers in the second phase, `[n]`."""
+        if self.distil == "codes":
+            lesson = 0.5 * (learned.codes.dense() - exact.dense()).square().sum(-1)
+        else:
+            lesson = objective(x, learned.codes, atoms, prox)
+        return lesson if learned.extra_loss is None else lesson + learned.extra_loss
+
+    def _exact(self, x: Tensor, atoms: Tensor, prox: Prox, initial: Codes | None) -> Solution:
+        if self.last:
+            return self.use(x, atoms, prox)  # type: ignore[no-any-return]
+        if self.price is None:
+            return self.solver(x, atoms, prox, initial)  # type: ignore[no-any-return]
+        if self._unpriced:
+            found = price_for_l0(x, atoms, self.price.target_l0, Soft(0.1))
+            self.price.lambda_.fill_(_common(found, x.device))
+            self._unpriced = False
+        priced = Soft(0.1).priced(self.price.lambda_)
+        return self.solver(x, atoms, priced, initial)  # type: ignore[no-any-return]
+
+
+def _common(price: float, device: torch.device) -> Tensor:
+    """Return the geometric mean of the prices that the processes found."""
+    log_price = torch.tensor(price, device=device).log()
+    if torch.distributed.is_initialized():
+        torch.distributed.all_reduce(log_price)
+        log_price /= torch.distributed.get_world_size()
+    return log_price.exp()

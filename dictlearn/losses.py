@@ -1,0 +1,230 @@
+"""What a training step minimises: the objective, and what the autoencoders add to it.
+
+Legend: n rows, m atoms, d width, k codes kept per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from dictlearn.codes import Codes
+from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError, number, whole_number
+from dictlearn.inference import Inference, Solution
+from dictlearn.kernels import reconstruct
+from dictlearn.prox import Prox
+
+
+class View(NamedTuple):
+    """One training step, as a loss sees it.
+
+    Attributes:
+        x: what was coded, `[n, d]`: normalised and less the dictionary's bias.
+        decoded: its reconstruction `a Phi`, `[n, d]`.
+        solution: the codes and what the encoder adds to the loss.
+        dictionary: the atoms.
+        inference: the encoder.
+        prox: the sparsity of this step.
+        weight: of every row, `[n]`.
+        dead: which atoms count as dead, bool `[m]`.
+        idle: for how many vectors an atom has not fired, int64 `[m]`.
+    """
+
+    x: Tensor
+    decoded: Tensor
+    solution: Solution
+    dictionary: Dictionary
+    inference: Inference
+    prox: Prox
+    weight: Tensor
+    dead: Tensor
+    idle: Tensor
+
+
+class Loss(Protocol):
+    """What a training step minimises."""
+
+    def __call__(self, view: View) -> Tensor:
+        """Return the loss, 0-dimensional."""
+
+    def check(self, n_atoms: int, inference: Inference) -> None:
+        """Raise InputError when the loss does not fit the dictionary or the inference."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """An encoder that can say how strongly some atoms would like to fire."""
+
+    def scores(self, x: Tensor, atoms: Tensor, indices: Tensor | None) -> Tensor:
+        """Return pre-activations less thresholds, `[n, j]`, of the atoms `indices: [j]`."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The mean over rows of `weight * (1/2 |x - x_hat|^2 + penalty(a) + extra)`.
+
+    `extra` is what a learned encoder brings along: `Solution.extra_loss`.
+    """
+
+    def __call__(self, view: View) -> Tensor:
+        """Return the loss, 0-dimensional."""
+        return _weighted(view, 0.5 * _squared(view.x - view.decoded) + _price(view))
+
+    def check(self, n_atoms: int, inference: Inference) -> None:
+        """Accept everything."""
+
+
+@dataclass(frozen=True)
+class AuxK:
+    """Dead atoms learn to reconstruct what the others leave (Gao et al. 2024, section A.2).
+
+    With the residual `e = x - x_hat` as a constant, `z` the codes of the `k_aux` dead atoms
+    with the highest scores, rectified, and `e_hat = z Phi`, added to the main loss is
+
+        coefficient * 1/2 * mean |e - e_hat|^2 / mean |e - mean e|^2.
+
+    It moves the dead atoms and their part of the encoder, and nothing else; while no atom is
+    dead it is zero. The factor 1/2 is that of the objective, so that `coefficient` is the one
+    that is published for an error without it, of vectors of unit variance.
+
+    Args:
+        main: the loss that it is added to, `Objective()` if None.
+        k_aux: dead atoms used per row.
+        coefficient: alpha.
+        max_candidates: the longest idle atoms among which the dead are looked for; bounds the
+            cost of a step when many are dead.
+
+    Raises:
+        InputError: a number is out of its range.
+    """
+
+    main: Loss | None = None
+    k_aux: int = 256
+    coefficient: float = 1 / 32
+    max_candidates: int = 1024
+
+    def __post_init__(self) -> None:
+        whole_number("loss.k_aux", self.k_aux)
+        whole_number("loss.max_candidates", self.max_candidates)
+        number("loss.coefficient", self.coefficient, minimum=0.0)
+
+    def __call__(self, view: View) -> Tensor:
+        """Return the main loss and the auxiliary one, 0-dimensional."""
+        return self._main()(view) + self.auxiliary(view)
+
+    def check(self, n_atoms: int, inference: Inference) -> None:
+        """Raise InputError when the inference is no encoder with scores."""
+        self._main().check(n_atoms, inference)
+        if not isinstance(inference, Scored):
+            raise InputError(
+                "loss=auxk trains the encoder of dead atoms, and this inference has none: "
+                "choose inference=unrolled, or loss=objective."
+            )
+
+    def _main(self) -> Loss:
+        return Objective() if self.main is None else self.main
+
+    def auxiliary(self, view: View) -> Tensor:
+        """Return the auxiliary loss alone, 0-dimensional."""
+        count = min(self.max_candidates, len(view.idle))
+        if view.idle.device.type == "cpu":
+            # Where looking is free; elsewhere the host would wait for the device at every step.
+            count = min(count, int(view.dead.sum()))
+        return self.among(view, count) if count > 0 else view.x.new_zeros(())
+
+    def among(self, view: View, count: int) -> Tensor:
+        """Return the auxiliary loss of the dead among the `count` longest idle atoms."""
+        idle, chosen = view.idle.where(view.dead, -1).topk(count)
+        dead = idle >= 0
+        assert isinstance(view.inference, Scored)
+        scores = view.inference.scores(view.x.detach(), view.dictionary.atoms, chosen)
+        values, atoms = torch.relu(scores) * dead, view.dictionary.atoms[chosen]
+        codes = Codes.from_dense(values)
+        if self.k_aux < count:
+            codes = Codes(*values.topk(self.k_aux, dim=1, sorted=False), count)
+        residual = (view.x - view.decoded).detach()
+        error = _weighted(view, _squared(residual - reconstruct(codes, atoms)))
+        spread = _weighted(view, _squared(residual - residual.mean(0)))
+        smallest = torch.finfo(spread.dtype).tiny
+        return 0.5 * self.coefficient * dead.any() * error / spread.clamp_min(smallest)
+
+
+@dataclass(frozen=True)
+class Matryoshka:
+    """Nested dictionaries: every prefix of the atoms reconstructs (Bussmann et al. 2025, eq. 7).
+
+    With `x_hat_p` decoded from the first `m_p` atoms alone, the error of the objective becomes
+
+        mean over p of 1/2 |x - x_hat_p|^2,    m_1 < m_2 < ... < m_P = m.
+
+    It is the mean over prefixes where the paper takes their sum, so that one prefix is the
+    objective and no other rate of learning is needed.
+
+    Args:
+        prefixes: the shares `m_p / m` of the atoms, rising, the last one 1.
+
+    Raises:
+        InputError: the shares do not rise to 1.
+    """
+
+    prefixes: Sequence[float] = (0.0625, 0.125, 0.25, 0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        shares = [number("loss.prefixes", share, 0.0, 1.0) for share in self.prefixes]
+        rising = all(a < b for a, b in zip([0.0, *shares], shares, strict=False))
+        if not shares or not rising or shares[-1] != 1.0:
+            raise InputError(
+                f"loss.prefixes={list(shares)} must rise from above 0 to 1, the whole dictionary: "
+                "for example [0.25,0.5,1]."
+            )
+        object.__setattr__(self, "prefixes", tuple(shares))
+
+    def __call__(self, view: View) -> Tensor:
+        """Return the loss, 0-dimensional."""
+        codes, atoms = view.solution.codes, view.dictionary.atoms
+        ends = self._ends(len(atoms))
+        decoded = torch.zeros_like(view.decoded)
+        error = 0.5 * _squared(view.x - view.decoded)
+        for first, end in zip([0, *ends], ends[:-1], strict=False):
+            decoded = decoded + _part(codes, atoms, first, end)
+            error = error + 0.5 * _squared(view.x - decoded)
+        return _weighted(view, error / len(ends) + _price(view))
+
+    def check(self, n_atoms: int, inference: Inference) -> None:
+        """Raise InputError when two prefixes are equal for so few atoms."""
+        ends = self._ends(n_atoms)
+        if ends[0] < 1 or len(set(ends)) < len(ends):
+            raise InputError(
+                f"loss.prefixes={list(self.prefixes)} are {ends} of dictionary.n_atoms={n_atoms}: "
+                "every prefix must be larger than the one before. Give fewer, or learn more atoms."
+            )
+
+    def _ends(self, n_atoms: int) -> list[int]:
+        return [round(share * n_atoms) for share in self.prefixes]
+
+
+def _part(codes: Codes, atoms: Tensor, first: int, end: int) -> Tensor:
+    """Return what the atoms from `first` to before `end` decode to, `[n, d]`."""
+    if codes.indices is None:
+        return codes.values[:, first:end] @ atoms[first:end]
+    inside = (codes.indices >= first) & (codes.indices < end)
+    return reconstruct(codes._replace(values=codes.values * inside), atoms)
+
+
+def _price(view: View) -> Tensor:
+    """Return the penalty of every row and what its encoder adds, `[n]`."""
+    price, extra = view.prox.value(view.solution.codes), view.solution.extra_loss
+    return price if extra is None else price + extra
+
+
+def _weighted(view: View, values: Tensor) -> Tensor:
+    return (view.weight * values).mean()
+
+
+def _squared(rows: Tensor) -> Tensor:
+    return rows.square().sum(-1)

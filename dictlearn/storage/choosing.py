@@ -1,0 +1,120 @@
+"""Which sparse inference a trained dictionary is used with, by name and plain values."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from dictlearn import inference as inference_room
+from dictlearn import prox as prox_room
+from dictlearn.configuration import config_dir
+from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError, nearest
+from dictlearn.inference import Inference
+from dictlearn.prox import Prox, Soft, TopK
+
+
+def choose(
+    name: str, dictionary: Dictionary, prox: Prox, trained: Inference, options: dict[str, Any]
+) -> tuple[Inference, Prox]:
+    """Return the inference of this name, built for the dictionary, and the sparsity it works with.
+
+    Args:
+        name: of a file in ``conf/inference``, or `encoder`: the learned encoder of `trained`.
+        dictionary: what it is built for.
+        prox: the sparsity of training, kept unless `options` change it.
+        trained: the inference of training, which knows its encoder and its price.
+        options: those of the inference, by the keys of its file; `k` makes the sparsity topk,
+            `lambda_` soft.
+
+    Raises:
+        InputError: there is no such inference or option, or the sparsity does not fit it.
+    """
+    options = dict(options)
+    prox = _sparsity(prox, options)
+    if name == "encoder":
+        _refuse(options, [])
+        return _encoder(trained), prox
+    node = _file(name)
+    _refuse(options, [key for key in node if key != "_target_"])
+    inference: Inference = object_of(named({**node, **options}))
+    if isinstance(prox, TopK) and inference.needs_price:
+        prox = _priced(trained, name)
+    inference.build(dictionary, prox)
+    inference.reset(dictionary)
+    inference.requires_grad_(False).eval()
+    return inference, prox
+
+
+def _sparsity(prox: Prox, options: dict[str, Any]) -> Prox:
+    """Take the options of the sparsity out, and return the sparsity they ask for."""
+    fields = [field.name for field in dataclasses.fields(prox)]  # type: ignore[arg-type]
+    wanted = {key: options.pop(key) for key in list(options) if key in fields}
+    if wanted:
+        return dataclasses.replace(prox, **wanted)  # type: ignore[type-var]
+    if "k" in options:
+        return TopK(options.pop("k"))
+    if "lambda_" in options:
+        return Soft(options.pop("lambda_"))
+    return prox
+
+
+def _encoder(trained: Inference) -> Inference:
+    found = trained.encoder if hasattr(trained, "encoder") else trained
+    if not isinstance(found, Inference) or not found.differentiable:
+        raise InputError(
+            "This dictionary was learned without an encoder: choose an inference of conf/inference."
+        )
+    return found
+
+
+def _priced(trained: Inference, name: str) -> Prox:
+    price = getattr(trained, "price", None)
+    if price is None:
+        raise InputError(
+            f"inference={name} needs the price of a unit of code, which this dictionary was "
+            "learned without: give lambda_=."
+        )
+    return Soft(float(price.lambda_))
+
+
+def _file(name: str) -> dict[str, Any]:
+    folder = Path(config_dir()) / "inference"
+    names = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in names:
+        raise InputError(
+            f"There is no inference '{name}'.{nearest(name, names)} There are {', '.join(names)}."
+        )
+    node = OmegaConf.to_container(OmegaConf.load(folder / f"{name}.yaml"))
+    return {str(key): value for key, value in node.items()}  # type: ignore[union-attr]
+
+
+def _refuse(options: dict[str, Any], known: list[str]) -> None:
+    for key in options:
+        if key not in known:
+            raise InputError(f"There is no option '{key}' for this inference.{nearest(key, known)}")
+
+
+def named(node: Any) -> Any:
+    """Replace ``_target_: dictlearn.room.Name`` by ``type: Name``, at every depth."""
+    if not isinstance(node, dict):
+        return node
+    plain = {key: named(value) for key, value in node.items() if key != "_target_"}
+    if "_target_" in node:
+        plain["type"] = str(node["_target_"]).rsplit(".", 1)[-1]
+    return plain
+
+
+def object_of(node: Any) -> Any:
+    """Build what `named` wrote; only the classes that the rooms export can be named."""
+    if not isinstance(node, dict):
+        return node
+    arguments = {key: object_of(value) for key, value in node.items() if key != "type"}
+    for room in (prox_room, inference_room):
+        found = getattr(room, node["type"]) if node.get("type") in room.__all__ else None
+        if isinstance(found, type):
+            return found(**arguments)
+    raise InputError(f"config.json names {node.get('type')}, which this version does not have.")

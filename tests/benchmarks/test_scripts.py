@@ -1,0 +1,168 @@
+"""Every script runs at its tiniest, on vectors of a file, with and without peers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import frontier, methods, ours, solvers, synthetic, training_step
+from benchmarks.measure import training_order
+
+
+@pytest.fixture
+def given(data: Path, rows_file: Path, tmp_path: Path) -> list[str]:
+    """The arguments that all scripts share."""
+    return [
+        *("--quick", "--data", str(data), "--vectors", str(rows_file)),
+        *("--json", str(tmp_path / "figures.json")),
+    ]
+
+
+def figures(tmp_path: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((tmp_path / "figures.json").read_text())
+    return found
+
+
+def test_training_step_times_ours_and_says_which_peers_are_missing(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    training_step.main(given)
+    printed = capsys.readouterr().out
+    assert printed.count("no network in tests") == len(training_step.TRAINED)
+    assert figures(tmp_path)["step/dictlearn/ours_faster"] == 1.0
+    assert figures(tmp_path)["step/five/cpu_ms"] > 0
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_a_process_of_its_own(given: list[str], tmp_path: Path) -> None:
+    training_step.main([*given, "--memory", "--no-peers"])
+    found = figures(tmp_path)
+    assert found["memory/dictlearn/peak_mb"] > found["memory/dictlearn/above_mb"]
+    assert found["memory/dictlearn/above_mb"] >= found["memory/dictlearn/step_mb"] > 0
+
+
+def test_exact_dictionary_learning_is_timed(given: list[str], tmp_path: Path) -> None:
+    training_step.main([*given, "--exact", "--no-peers"])
+    assert figures(tmp_path)["exact/vectors_per_cpu_second"] > 0
+
+
+def test_solvers_reach_their_gap_and_pursuits_keep_k(given: list[str], tmp_path: Path) -> None:
+    solvers.main([*given, "--k", "8"])
+    found = figures(tmp_path)
+    assert found["lasso/m512/working_set torch/worst_gap"] <= 1.0001e-4
+    assert found["lasso/m512/working_set torch float64/worst_gap"] <= 1.0001e-8
+    assert 0 < found["pursuit/m512/omp torch/fvu"] < 0.5
+
+
+def test_the_gap_is_zero_at_the_optimum_and_bounds_the_suboptimality() -> None:
+    x = torch.randn(6, 5, dtype=torch.float64)
+    atoms = torch.eye(5, dtype=torch.float64)
+    best = torch.relu(x - 0.3)
+    problem = methods.Problem(x, atoms, 0.3, 2)
+    assert float(solvers.relative_gaps(problem, best).max()) < 1e-12
+
+    def value(codes: torch.Tensor) -> torch.Tensor:
+        return 0.5 * (x - codes @ atoms).square().sum(1) + 0.3 * codes.sum(1)
+
+    worse = best + 0.1
+    share = (value(worse) - value(best)) / value(worse)
+    assert bool((solvers.relative_gaps(problem, worse) >= share).all())
+    assert bool((solvers.relative_gaps(problem, worse) > 1e-3).all())
+
+
+def test_negative_codes_are_refused_by_the_gap() -> None:
+    problem = methods.Problem(torch.ones(1, 2), torch.eye(2), 0.1, 1)
+    with pytest.raises(ValueError, match="negative"):
+        solvers.relative_gaps(problem, -torch.ones(1, 2))
+
+
+def test_the_frontier_goes_on_where_it_was(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = [
+        *given,
+        "--n-vectors",
+        "3000",
+        "--only",
+        "presets",
+        "ours",
+        "peers",
+        "--method",
+        "topk",
+        "two_phase",
+    ]
+    frontier.main(run)
+    first = figures(tmp_path)
+    assert "no network in tests" in capsys.readouterr().out
+    assert 0 < first["m256/presets/dictlearn/topk/0.003/fvu@32"] < 1
+    assert 0 < first["m256/ours/dictlearn/two_phase/None/best@32"] < 1
+    kept = sorted((tmp_path / "benchmarks" / "frontier").rglob("*.json"))
+    times = [file.stat().st_mtime_ns for file in kept]
+    assert len(kept) == 2
+    frontier.main([*run, "--table"])
+    frontier.main(run)
+    assert [file.stat().st_mtime_ns for file in kept] == times
+    assert figures(tmp_path) == first
+
+
+def test_a_run_takes_the_same_steps_from_the_same_seed(rows_file: Path) -> None:
+    x = torch.from_numpy(np.load(rows_file))
+    order = training_order(len(x), 600, 0)
+    found = []
+    for _ in range(2):
+        run = ours.Run([*training_step.our_overrides(64, 4)], x, 100, 600)
+        before = run.atoms().clone()
+        run.train(order)
+        assert not torch.equal(run.atoms(), before)
+        assert torch.allclose(run.atoms().norm(dim=1), torch.ones(64), atol=1e-5)
+        found.append(run.atoms().clone())
+    assert torch.equal(*found)
+
+
+def test_codes_of_a_run_can_be_had_at_another_k(rows_file: Path) -> None:
+    x = torch.from_numpy(np.load(rows_file))[:50]
+    run = ours.Run([*training_step.our_overrides(64, 4)], x, 50, 50)
+    run.train(training_order(50, 50, 0))
+    assert run.codes(x).values.shape == (50, 4)
+    assert run.codes(x, 7).values.shape == (50, 7)
+
+
+def test_the_truth_scores_one_against_itself() -> None:
+    truth = synthetic.made(2000, d=32, m=40)
+    found = synthetic.scored(truth.atoms, truth.codes, truth)
+    assert found["found"] == 1.0
+    assert found["mcc"] == pytest.approx(1.0, abs=1e-6)
+    shuffled = torch.randperm(40)
+    again = synthetic.scored(truth.atoms[shuffled], truth.codes[:, shuffled], truth)
+    assert again["mcc"] == pytest.approx(1.0, abs=1e-6)
+    other = synthetic.made(2000, d=32, m=40, seed=1)
+    assert synthetic.scored(other.atoms, truth.codes, truth)["found"] < 0.2
+
+
+def test_no_usual_start_of_a_trainer_is_the_truth() -> None:
+    truth = synthetic.made(10, d=32, m=40)
+    torch.manual_seed(0)
+    for start in (torch.randn(40, 32), torch.randn(32, 40).T):
+        assert synthetic.scored(start, truth.codes, truth)["found"] < 0.2
+    overrides = [*training_step.our_overrides(40, 4)]
+    start = ours.Run(overrides, truth.train, 10, 10).atoms()
+    assert synthetic.scored(start, truth.codes, truth)["found"] < 0.2
+
+
+def test_the_truth_has_the_frequencies_it_says() -> None:
+    truth = synthetic.made(100)
+    l0 = float((truth.codes > 0).sum(1).float().mean())
+    assert l0 == pytest.approx(6.0, abs=0.4)
+    often = (truth.codes > 0).float().mean(0)
+    assert float(often[:20].mean()) > 5 * float(often[-100:].mean())
+
+
+def test_synthetic_trains_and_scores(given: list[str], tmp_path: Path) -> None:
+    synthetic.main([*given, "--only", "TopK", "two-phase", "--n-vectors", "4000"])
+    found = figures(tmp_path)
+    assert 0 <= found["two-phase/found"] <= 1
+    assert -1 <= found["TopK/mcc"] <= 1
