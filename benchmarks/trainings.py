@@ -22,7 +22,7 @@ from dictlearn.prox import Soft, TopK
 
 Found = dict[str, Any]
 Rates = tuple[float | None, ...]
-ADAM: Rates = (3e-3, 6e-3, 1.5e-3, 1.2e-2)
+ADAM: Rates = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
 SIGNUM: Rates = (0.5, 1.0, 0.25, 2.0)  # of the peer's default for the number of atoms
 DEFAULT: Rates = (None,)
 
@@ -31,6 +31,7 @@ METHODS: dict[str, dict[tuple[str, str], Rates]] = {
         ("dictlearn", "topk"): ADAM,
         ("dictlearn", "batch_topk"): ADAM,
         ("dictlearn", "gated"): ADAM,
+        ("dictlearn", "jump"): ADAM,
     },
     "peers": {
         ("dictionary-learning", "topk"): ADAM,
@@ -46,12 +47,14 @@ METHODS: dict[str, dict[tuple[str, str], Rates]] = {
         ("dictlearn", "unrolled_3"): DEFAULT,
         ("dictlearn", "unrolled_3_restricted"): DEFAULT,
         ("dictlearn", "unrolled_5_restricted"): DEFAULT,
+        ("dictlearn", "batch_3_rescreened"): DEFAULT,
     },
 }
 OVERRIDES = {
     "topk": ["experiment=topk_sae", "prox.k={k}"],
     "batch_topk": ["experiment=batch_topk_sae", "prox.k={k}"],
     "gated": ["experiment=gated_sae", "++prox.target_l0={k}"],
+    "jump": ["experiment=jump_relu_sae", "prox.target_l0={k}"],
     "two_phase": ["inference=two_phase", "prox=topk", "prox.k={k}", "update=phased"],
     "exact": [
         *("inference=working_set", "inference.tolerance=0.001", "prox=soft", "prox.lambda_=0.06"),
@@ -62,6 +65,10 @@ OVERRIDES = {
     "unrolled_3_restricted": [
         *("inference=unrolled", "inference.n_layers=3", "++inference.n_candidates=128"),
         *("prox=topk", "prox.k={k}"),
+    ],
+    "batch_3_rescreened": [
+        *("inference=unrolled", "inference.n_layers=3", "++inference.n_candidates=48"),
+        *("++inference.rescreen=true", "prox=batch_topk", "prox.k={k}"),
     ],
     "unrolled_5_restricted": [
         *("inference=unrolled", "inference.n_layers=5", "++inference.n_candidates=128"),

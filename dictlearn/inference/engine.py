@@ -53,3 +53,14 @@ def use_threads() -> None:
 
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
     numba.set_num_threads(max(1, min(torch.get_num_threads(), most)))
+
+
+def has_fast_bfloat16(x: Tensor) -> bool:
+    """Return whether products in bfloat16 are faster than those of float32 rows like `x`."""
+    if x.dtype != torch.float32:
+        return False
+    if x.device.type == "cpu":
+        # Elsewhere bfloat16 is emulated; the question has no public name in torch.
+        supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+        return supported is not None and bool(supported())
+    return x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

@@ -222,7 +222,7 @@ def screened(residual: Tensor, layer: Layer, c: int, start: Pairs | None) -> Ten
 
 
 def packed(codes: Codes, kept: Tensor) -> Codes:
-    """Return k-sparse codes of the entries `kept: [n, p]`, padded to the fullest row.
+    """Return k-sparse codes of the entries `kept: [n, p]`, padded to about the fullest row.
 
     On a GPU they stay as wide as they were, so that the host need not wait for that number.
     """
@@ -230,7 +230,7 @@ def packed(codes: Codes, kept: Tensor) -> Codes:
     if kept.device.type != "cpu" or codes.indices is None:
         return codes._replace(values=values)
     width = max(1, int(kept.sum(1).amax()))
-    if width == kept.shape[1]:
+    if 4 * width > 3 * kept.shape[1]:  # dearer to pack than to carry along
         return codes._replace(values=values)
     places = top_indices(values.detach(), width)
     return Codes(values.gather(1, places), codes.indices.gather(1, places), codes.n_atoms)

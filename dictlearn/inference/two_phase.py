@@ -56,9 +56,9 @@ class TwoPhase(Inference):
         encoder: Inference,
         solver: WorkingSet,
         use: Inference,
-        encoder_share: float = 0.2,
+        encoder_share: float = 0.15,
         use_share: float = 0.2,
-        l0_factor: float = 1.25,
+        l0_factor: float = 1.5,
         distil: str = "objective",
     ) -> None:
         super().__init__()

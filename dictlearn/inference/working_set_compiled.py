@@ -16,7 +16,7 @@ from dictlearn.codes import Codes
 from dictlearn.inference.compiled import screening
 from dictlearn.inference.compiled.problem import Problem, Sets
 from dictlearn.inference.driver import Solution
-from dictlearn.inference.engine import use_threads
+from dictlearn.inference.engine import has_fast_bfloat16, use_threads
 from dictlearn.inference.working_set_codes import rows_of, support_of
 from dictlearn.prox import Penalty
 
@@ -41,7 +41,7 @@ def run(
 ) -> Solution:
     """Solve one convex problem; see `solve`. All tensors are on the CPU and of one dtype."""
     x, atoms = x.contiguous(), atoms.contiguous()
-    coarse = x.dtype == torch.float32 and torch.cpu._is_avx512_bf16_supported()
+    coarse = has_fast_bfloat16(x)
     screen = atoms.bfloat16() if coarse else atoms
     done, most, room = [], 0, np.empty((CHUNK, PLACES, PLACES), x.numpy().dtype)
     for first in range(0, len(x), CHUNK):

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.inference.driver import Solution
+from dictlearn.inference.engine import has_fast_bfloat16
 from dictlearn.inference.objective import gap_of
 from dictlearn.inference.working_set_codes import put_together, rows_of, support_of
 from dictlearn.kernels import reconstruct, top_indices
@@ -97,7 +98,7 @@ def _solve(
     rows = torch.arange(n, device=x.device)
     left: list[tuple[Tensor, Tensor, Tensor]] = []
     gap = x.new_full((n,), torch.inf)
-    rough = COARSE if initial is None and _has_fast_bfloat16(x) else 0
+    rough = COARSE if initial is None and has_fast_bfloat16(x) else 0
     narrow = atoms.bfloat16() if rough else atoms
     rounds = 0
     while True:
@@ -124,14 +125,6 @@ def _solve(
         codes = _round(codes, residual, c, atoms, gram, penalty, effort)
         rounds += 1
     return Solution(put_together(left, x, n, m), gap, rounds, gap <= tolerance)
-
-
-def _has_fast_bfloat16(x: Tensor) -> bool:
-    if x.dtype != torch.float32:
-        return False
-    if x.device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported()
-    return x.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def _round(

@@ -133,7 +133,7 @@ def test_the_compiled_choice_is_the_k_largest(k: int) -> None:
             torch.arange(9).expand(20, -1).contiguous().numpy(),
             torch.zeros(20, 0).numpy(),
             torch.zeros(20, 0, dtype=torch.int64).numpy(),
-            scores.numpy(),
+            scores.clone().numpy(),
         )
         expected = scores.clamp_min(0).topk(k, dim=1).values.sort(dim=1).values
         kept = torch.from_numpy(found).topk(k, dim=1).values.sort(dim=1).values

@@ -138,12 +138,13 @@ def test_the_cut_is_saved_and_forgotten_with_the_encoder() -> None:
 
 
 def test_packing_keeps_the_chosen_entries_and_nothing_else() -> None:
-    values = torch.tensor([[0.5, 0.2, 0.9], [0.1, 0.3, 0.2]])
-    codes = Codes(values, torch.tensor([[4, 1, 0], [2, 3, 5]]), 6)
-    mask = torch.tensor([[True, False, True], [False, True, False]])
+    values = torch.tensor([[0.5, 0.2, 0.9, 0.7], [0.1, 0.3, 0.2, 0.8]])
+    codes = Codes(values, torch.tensor([[4, 1, 0, 5], [2, 3, 5, 0]]), 6)
+    mask = torch.tensor([[True, False, True, False], [False, True, False, False]])
     found = packed(codes, mask)
     assert found.values.shape == (2, 2)
     assert found.dense().tolist() == Codes(values * mask, codes.indices, 6).dense().tolist()
+    assert packed(codes, torch.ones_like(mask)).dense().tolist() == codes.dense().tolist()
     assert packed(codes, torch.zeros_like(mask)).dense().sum() == 0
 
 

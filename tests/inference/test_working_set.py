@@ -19,6 +19,8 @@ from dictlearn.inference import (
     objective,
     price_for_l0,
     solve,
+    working_set_compiled,
+    working_set_torch,
 )
 from dictlearn.prox import (
     ElasticNet,
@@ -299,6 +301,25 @@ def test_the_module_is_the_function_and_carries_no_gradient() -> None:
         assert list(inference.parameters()) == []
         assert inference.needs_price
         assert not inference.differentiable
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_coarse_looks_change_only_the_way(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, atoms = problem(n=100, d=64, m=256, dtype=torch.float32)
+    found = []
+    for fast in (True, False):
+        for module in (working_set_torch, working_set_compiled):
+            monkeypatch.setattr(module, "has_fast_bfloat16", lambda _, fast=fast: fast)
+        for prox in (Soft(0.03), SignedSoft(0.03)):
+            solution = solve(x, atoms, prox, tolerance=1e-5, engine=engine)
+            assert solution.converged.all()
+            gap = duality_gap(
+                x.double(), Codes.from_dense(solution.codes.dense().double()), atoms.double(), prox
+            )
+            assert gap.max() < 1.5e-5
+            found.append(solution.codes.dense())
+    torch.testing.assert_close(found[0], found[2], atol=1e-3, rtol=0)
+    torch.testing.assert_close(found[1], found[3], atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow  # compiles once more

@@ -28,9 +28,10 @@ def _match(start: Any, places: Any, near: Any, values: Any) -> None:
     """Write the codes of the candidates among given codes, and zeros elsewhere."""
     values[:] = 0
     for i in range(len(start)):
-        for j in range(len(near)):
-            if near[j] == places[i]:
-                values[j] = start[i]
+        value, place = start[i], places[i]
+        if value != 0:
+            for j in range(len(near)):
+                values[j] += value if near[j] == place else np.float32(0)
 
 
 @compiled
