@@ -19,26 +19,16 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 
 VARIANTS = {
     "default": [],
-    "1 layer (tied)": ["inference.n_layers=1"],
-    "1 layer, own encoder (TopK SAE)": ["inference.n_layers=1", "inference.weights=shared"],
-    "2 layers": ["inference.n_layers=2"],
-    "4 layers": ["inference.n_layers=4"],
-    "momentum": ["inference.momentum=true"],
-    "own encoder": ["inference.weights=shared"],
+    "TopK autoencoder": ["experiment=topk_sae"],
+    "BatchTopK autoencoder": ["experiment=batch_topk_sae"],
+    "unrolled, 2 layers": ["inference=unrolled", "inference.n_layers=2"],
+    "unrolled, 3 layers": ["inference=unrolled"],
+    "no encoder in the exact phase": ["inference.distil=none"],
+    "as many exact codes as kept": ["inference.l0_factor=1"],
+    "no codes of the pursuit in training": ["inference.use_share=0"],
+    "encoder of 1 layer": ["inference.encoder.n_layers=1"],
     "1536 atoms": ["dictionary.n_atoms=1536"],
-    "data init": ["dictionary.initialization=data"],
-    "lr 0.002": ["update.lr=0.002"],
-    "lr 0.008": ["update.lr=0.008"],
     "batch 512": ["hidden_states.batch_size=512"],
-    "no normalization": ["hidden_states.normalization=none"],
-    "exact l1, lambda 0.08, hessian": [
-        "prox=soft",
-        "prox.lambda_=0.08",
-        "inference=fista",
-        "inference.tolerance=0.01",
-        "inference.max_steps=100",
-        "update=hessian_diagonal",
-    ],
 }
 
 

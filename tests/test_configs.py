@@ -57,6 +57,7 @@ def test_it_composes_and_every_key_is_an_argument(option: str, tmp_path: Path) -
 
 
 PATHS = {"text=local", "text=hub"}
+SCORED = {"loss=auxk", "loss=matryoshka"}
 PRICED = {
     f"inference={name}"
     for name in (
@@ -73,6 +74,8 @@ def test_it_builds(option: str, tmp_path: Path, minilm_folder: Path, text_folder
         local += ["transformer=local"]
     if option.startswith(("text=", "experiment=yun")):
         local += [] if option == "text=installed_docs" else [f"text.path={text_folder}"]
+    if (option.startswith("prox=") and option != "prox=topk") or option in SCORED:
+        local += ["inference=unrolled"]  # the default ends with a pursuit, which keeps k atoms
     if option in PRICED:
         local += ["prox=soft"]  # exact codes exist for convex penalties only
     if option == "prox=weighted":

@@ -134,7 +134,9 @@ def test_flat_keys_are_dotted_at_every_depth() -> None:
 
 def test_known_keys_are_those_of_the_options_that_were_chosen() -> None:
     default = known_keys("train")
-    assert {"max_vectors", "dictionary.n_atoms", "prox.k", "inference.n_layers"} <= set(default)
+    assert {"max_vectors", "dictionary.n_atoms", "prox.k", "inference.encoder_share"} <= set(
+        default
+    )
     assert "prox.lambda_" not in default
     chosen = known_keys("train", ["prox=soft", "inference=fista", "prox.lambda_=2", "seed=1"])
     assert {"prox.lambda_", "inference.tolerance"} <= set(chosen)

@@ -91,10 +91,11 @@ class TwoPhase(Inference):
         if isinstance(prox, TopK):
             wanted = min(self.l0_factor * prox.k, dictionary.n_atoms / 2)
             self.price = Price(0.1, wanted)
-        elif not prox.convex:
+        elif not prox.convex or not self.use.needs_price:
             raise InputError(
-                f"inference=two_phase has exact codes for a convex sparsity or for topk, not for "
-                f"prox={type(prox).__name__.lower()}: choose prox=topk or prox=soft."
+                f"inference=two_phase ends with a pursuit that keeps prox.k atoms, and prox="
+                f"{type(prox).__name__.lower()} has no k: choose prox=topk, or inference=unrolled "
+                "update=adam, or for a convex prox inference=alternating."
             )
         self.register_buffer("in_second", torch.tensor(False))
         self.encoder.build(dictionary, prox)

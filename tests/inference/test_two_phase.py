@@ -177,7 +177,7 @@ def test_an_encoder_distilled_from_exact_codes_comes_close_to_them() -> None:
 
 
 def test_a_sparsity_without_exact_codes_is_refused() -> None:
-    with pytest.raises(InputError, match="prox=topk or prox=soft"):
+    with pytest.raises(InputError, match="choose prox=topk"):
         built(two_phase(), Jump(0.1))
 
 

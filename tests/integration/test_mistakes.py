@@ -56,7 +56,10 @@ MISTAKES = {
     "layers that are no list": (["hidden_states.layers=3"], r"hidden_states\.layers=3.*\[3\]"),
     "no layers": (["hidden_states.layers=[]"], r"hidden_states\.layers"),
     "a word for a flag": (["dictionary.bias=no"], r"dictionary\.bias=no.*true or false"),
-    "a word for momentum": (["inference.momentum=off"], r"inference\.momentum=off.*true or false"),
+    "a word for momentum": (
+        ["inference=unrolled", "inference.momentum=off"],
+        r"inference\.momentum=off.*true or false",
+    ),
     "a precision that is not": (["+trainer.precision=bf16-true"], r"precision"),
     "a strategy that is not": (["trainer.strategy=foo"], r"foo"),
     "accumulation": (["+trainer.accumulate_grad_batches=2"], r"accumulate_grad_batches"),
@@ -70,7 +73,7 @@ MISTAKES = {
     "no budget": (["max_vectors=0"], r"max_vectors=0"),
     "fractional budget": (["max_vectors=10.5"], r"max_vectors.*10\.5"),
     "wrong seed": (["seed=-1"], r"seed=-1"),
-    "lr of zero": (["update.lr=0"], r"lr=0"),
+    "lr of zero": (["update=adam", "update.lr=0"], r"lr=0"),
     "foreign target": (["prox._target_=os.system"], r"os\.system"),
 }
 

@@ -98,10 +98,10 @@ def test_the_paper_runs_on_a_local_model_and_text(
         ["prox=soft", "inference=fista", "update=hessian_diagonal"],
         ["prox=soft", "inference=ista", "inference.max_steps=50", "update=adam"],
         ["prox=soft", "inference=unrolled", "update=hessian_diagonal", "dictionary.bias=true"],
-        ["prox.k=8", "inference.n_layers=1", "inference.weights=shared"],
-        ["prox.k=8", "inference.weights=untied", "inference.momentum=true"],
+        ["prox.k=8", "inference=unrolled", "inference.n_layers=1", "inference.weights=shared"],
+        ["prox.k=8", "inference=unrolled", "inference.weights=untied", "inference.momentum=true"],
         ["prox.k=8", "hidden_states.normalization=none", "dictionary.initialization=data"],
-        ["prox=relu", "inference.n_layers=1", "inference.weights=shared"],
+        ["prox=relu", "inference=unrolled", "inference.n_layers=1", "inference.weights=shared"],
     ],
     ids=lambda overrides: " ".join(overrides),
 )
