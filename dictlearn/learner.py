@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dictlearn.dictionary import Dictionary
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
-from dictlearn.inference import Inference, Solution, objective
+from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
 from dictlearn.metrics import HeldOutMetrics
@@ -234,7 +234,19 @@ class DictionaryLearner(pl.LightningModule):
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
             )
         )
+        if batch_idx == 0:
+            self._measure_encoder(x, prox)
         return {"codes": codes}
+
+    def _measure_encoder(self, x: Tensor, prox: Prox) -> None:
+        """Compare a learned encoder with a solver, on the first batch: solving all would cost."""
+        encoder = self.inference.learned
+        if encoder is None:
+            return
+        atoms = self.dictionary.atoms
+        pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
+        if pair is not None:
+            self.held_out.update_amortisation(pair.encoder, pair.solver)
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures; they are already those of all processes."""

@@ -17,7 +17,7 @@ from tests.small_run import small_learner, small_trainer
 
 HELD_OUT_KEYS = {
     *("fvu", "fvu_layer_0", "fvu_layer_3", "l0", "l0_layer_0", "l0_layer_3"),
-    *("cosine", "objective", "duality_gap", "dead_fraction"),
+    *("cosine", "objective", "duality_gap", "dead_fraction", "amortisation_gap"),
 }
 
 

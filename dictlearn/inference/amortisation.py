@@ -14,7 +14,7 @@ from dictlearn.codes import Codes
 from dictlearn.inference.objective import objective
 from dictlearn.inference.pursuit import omp
 from dictlearn.inference.working_set import solve
-from dictlearn.prox import Prox, TopK
+from dictlearn.prox import Prox, Relu, TopK
 
 
 class Amortisation(NamedTuple):
@@ -45,9 +45,9 @@ def amortisation(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Amortisa
         prox: the sparsity.
 
     Returns:
-        None where the sparsity has neither an optimum nor a number of codes a row.
+        None where the sparsity has neither a price nor a number of codes a row.
     """
-    if prox.convex:
+    if prox.convex and not isinstance(prox, Relu):
         best = solve(x, atoms, prox, tolerance=1e-4, initial=codes).codes
     elif isinstance(prox, TopK):
         best = omp(x, atoms, prox.k)

@@ -33,6 +33,11 @@ class Inference(nn.Module, ABC):
         return False
 
     @property
+    def learned(self) -> Inference | None:
+        """The encoder that is trained, itself or a part of it, if there is one."""
+        return self if self.differentiable else None
+
+    @property
     def boundaries(self) -> tuple[float, ...]:
         """Shares of the run at which its phase changes; the schedule starts anew there."""
         return ()

@@ -82,6 +82,11 @@ class TwoPhase(Inference):
         self._unpriced = False
 
     @property
+    def learned(self) -> Inference | None:
+        """The encoder, unless it is left behind after the first phase."""
+        return None if self.distil == "none" and bool(self.in_second) else self.encoder
+
+    @property
     def boundaries(self) -> tuple[float, ...]:
         """Where the exact phase begins."""
         return (self.encoder_share,) if 0 < self.encoder_share < 1 else ()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torchmetrics import SumMetric
 
 from dictlearn.codes import Codes
 from dictlearn.metrics.firing import FiringFrequency
@@ -51,6 +52,8 @@ class HeldOutMetrics(nn.Module):
         self.objective = LayerMean(len(layers))
         self.gap = LayerMean(len(layers))
         self.firing = FiringFrequency(n_atoms)
+        self.encoder_objective = SumMetric()
+        self.solver_objective = SumMetric()
 
     def update(self, measured: Measured) -> None:
         """Add one batch."""
@@ -62,6 +65,11 @@ class HeldOutMetrics(nn.Module):
         self.objective.update(m.objective, m.row)
         self.gap.update(m.gap, m.row)
         self.firing.update(m.codes)
+
+    def update_amortisation(self, encoder: Tensor, solver: Tensor) -> None:
+        """Add the objective of some rows with an encoder's codes and with a solver's, `[n]`."""
+        self.encoder_objective.update(encoder)
+        self.solver_objective.update(solver)
 
     def compute(self) -> tuple[dict[str, Tensor], Tensor]:
         """Return the figures by name (``val/fvu``, ``val/fvu_layer_0``, ...) and how often every
@@ -77,6 +85,9 @@ class HeldOutMetrics(nn.Module):
         figures["val/cosine"] = self.cosine.compute()[-1]
         figures["val/objective"] = self.objective.compute()[-1]
         figures["val/duality_gap"] = self.gap.compute()[-1]
+        solver = self.solver_objective.compute()
+        if solver > 0:
+            figures["val/amortisation_gap"] = self.encoder_objective.compute() / solver - 1
         figures["val/dead_fraction"] = (firing == 0).double().mean()
         return figures, firing
 
