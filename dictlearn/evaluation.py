@@ -94,7 +94,7 @@ def _methods(wanted: object, trained: TrainedDictionary) -> list[str]:
         return [str(name) for name in wanted]
     if wanted != "auto":
         return [str(wanted)]
-    learned = getattr(trained.inference, "encoder", trained.inference).differentiable
+    learned = trained.inference.learned is not None
     return [name for name in (*COUNTED, *PRICED) if learned or not name.startswith("encoder")]
 
 

@@ -149,7 +149,10 @@ class TwoPhase(Inference):
             return self.encoder(x, atoms, prox, initial)  # type: ignore[no-any-return]
         x, atoms = x.detach(), atoms.detach()
         if self.distil == "none":
-            return self._exact(x, atoms, prox, None)
+            # Data parallel training wants every parameter in every loss: here with slope zero.
+            idle = sum(0 * parameter.sum() for parameter in self.encoder.parameters())
+            solution = self._exact(x, atoms, prox, None)
+            return solution._replace(extra_loss=x.new_zeros(len(x)) + idle)
         learned: Solution = self.encoder(x, atoms, prox)
         solution = self._exact(x, atoms, prox, learned.codes.detach())
         return solution._replace(extra_loss=self._lesson(x, atoms, prox, learned, solution.codes))

@@ -63,12 +63,12 @@ def _sparsity(prox: Prox, options: dict[str, Any]) -> Prox:
 
 
 def _encoder(trained: Inference) -> Inference:
-    found = trained.encoder if hasattr(trained, "encoder") else trained
-    if not isinstance(found, Inference) or not found.differentiable:
+    if trained.learned is None:
         raise InputError(
-            "This dictionary was learned without an encoder: choose an inference of conf/inference."
+            "This dictionary was learned without an encoder that lasts: choose another inference, "
+            "or train with inference.distil=objective."
         )
-    return found
+    return trained.learned
 
 
 def _priced(trained: Inference, name: str) -> Prox:

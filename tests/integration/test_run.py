@@ -143,7 +143,7 @@ def test_evaluate_compares_inferences_on_the_held_out_text_of_the_run(
     few = [
         "l0=[4,8]",
         "vectors=1024",
-        "methods=[trained,encoder,omp,working_set,working_set+refit]",
+        "methods=[trained,matching_pursuit,omp,working_set,working_set+refit]",
     ]
     cli.evaluate(["inference", "run=out", *few])
     printed = capsys.readouterr().out
@@ -157,7 +157,7 @@ def test_evaluate_compares_inferences_on_the_held_out_text_of_the_run(
     own = points["trained", 8]
     assert own["fvu"] == points["omp", 8]["fvu"]  # which is what the default ends with
     assert abs(own["fvu"] - figures["val/fvu"]) < 0.1  # 1,024 of the 4,096 vectors
-    assert own["fvu"] < points["encoder", 8]["fvu"] < 1
+    assert own["fvu"] < points["matching_pursuit", 8]["fvu"] < 1
     assert points["omp", 8]["fvu"] < points["omp", 4]["fvu"]
     assert points["omp", 8]["gap"] is None
     exact = points["working_set", 8]
