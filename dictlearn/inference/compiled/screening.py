@@ -194,20 +194,37 @@ def _advance(
         tolerance: largest allowed gap.
         last: whether to look only.
     """
-    s = sets.atoms.shape[1]
     for b in numba.prange(len(rows)):
-        i = rows[b]
-        ratio = np.empty(c.shape[1], r.dtype)
-        q, p = np.empty(s, r.dtype), np.empty(s, r.dtype)
-        _widen(c[b], ratio)
-        largest = _look(ratio, i, problem, sets, r[b], q, p, slack)
-        gap = _gap(i, problem, sets, r[b], q, p, largest)
-        sets.gap[i] = gap
-        if gap > tolerance and not last:
-            _drop(i, sets, q, p)
-            old = sets.size[i]
-            _add(i, ratio, min(grow, s - old), largest, sets)
-            _solve(i, problem, sets, r[b], q, p, old, tolerance)
+        # One call is all there is here: numba takes writes to fields of a tuple out of a parallel
+        # loop as dead, by chance (seen with 0.68.1: the gaps were never written).
+        _round(rows[b], c[b], r[b], problem, sets, grow, slack, tolerance, last)
+
+
+@compiled
+def _round(
+    i: int,
+    c: Any,
+    r: Any,
+    problem: Any,
+    sets: Any,
+    grow: int,
+    slack: Any,
+    tolerance: Any,
+    last: bool,
+) -> None:
+    """Take one round with a row; see `_advance`."""
+    s = sets.atoms.shape[1]
+    ratio = np.empty(len(c), r.dtype)
+    q, p = np.empty(s, r.dtype), np.empty(s, r.dtype)
+    _widen(c, ratio)
+    largest = _look(ratio, i, problem, sets, r, q, p, slack)
+    gap = _gap(i, problem, sets, r, q, p, largest)
+    sets.gap[i] = gap
+    if gap > tolerance and not last:
+        _drop(i, sets, q, p)
+        old = sets.size[i]
+        _add(i, ratio, min(grow, s - old), largest, sets)
+        _solve(i, problem, sets, r, q, p, old, tolerance)
 
 
 @compiled
