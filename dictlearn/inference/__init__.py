@@ -2,6 +2,7 @@
 
 from dictlearn.inference.amortisation import Amortisation, amortisation
 from dictlearn.inference.driver import Solution, infer
+from dictlearn.inference.exchange import exchange_pursuit
 from dictlearn.inference.gated import Gated
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.iterative import FistaSeed, Iterative
@@ -9,6 +10,7 @@ from dictlearn.inference.objective import duality_gap, objective, training_loss
 from dictlearn.inference.pursuit import gradient_pursuit, matching_pursuit, omp
 from dictlearn.inference.pursuit_encoder import PursuitEncoder
 from dictlearn.inference.pursuit_inference import (
+    ExchangePursuit,
     GradientPursuit,
     MatchingPursuit,
     OrthogonalMatchingPursuit,
@@ -23,6 +25,7 @@ from dictlearn.inference.working_set import WorkingSet, price_for_l0, solve
 
 __all__ = [
     "Amortisation",
+    "ExchangePursuit",
     "Fista",
     "FistaSeed",
     "Gated",
@@ -44,6 +47,7 @@ __all__ = [
     "amortisation",
     "duality_gap",
     "exact_largest_eigenvalue",
+    "exchange_pursuit",
     "gradient_pursuit",
     "infer",
     "largest_eigenvalue",

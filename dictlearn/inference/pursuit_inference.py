@@ -15,6 +15,7 @@ from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, choice, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.engine import ENGINES
+from dictlearn.inference.exchange import STARTS, exchange_pursuit
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.objective import duality_gap
 from dictlearn.inference.pursuit import gradient_pursuit, matching_pursuit, omp
@@ -128,3 +129,42 @@ class GradientPursuit(Pursuit):
     def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
         """Start from zero codes, whatever `initial` is; see `Pursuit.pursue`."""
         return gradient_pursuit(x, atoms, k, engine=self.engine)
+
+
+class ExchangePursuit(Pursuit):
+    """Pursuit that takes choices back, the lowest error at equal L0; see `exchange_pursuit`.
+
+    Args:
+        rounds: of exchange, at most.
+        block: atoms exchanged at a time; None for a quarter of k.
+        start: `l1` or `zero`.
+        engine: `auto`, `torch` or `compiled` (numba, on a CPU).
+
+    Raises:
+        InputError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        rounds: int = 4,
+        block: int | None = None,
+        start: str = "l1",
+        engine: str = "auto",
+    ) -> None:
+        super().__init__(engine)
+        self.rounds = whole_number("inference.rounds", rounds)
+        self.block = None if block is None else whole_number("inference.block", block)
+        self.start = choice("inference.start", start, STARTS)
+
+    def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
+        """Start from the support of `initial`, if given; see `Pursuit.pursue`."""
+        return exchange_pursuit(
+            x,
+            atoms,
+            k,
+            rounds=self.rounds,
+            block=self.block,
+            start=self.start,
+            initial=initial,
+            engine=self.engine,
+        )

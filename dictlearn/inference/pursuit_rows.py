@@ -12,11 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from dictlearn.inference.pursuit_batch import Pairs
 from dictlearn.inference.pursuit_form import Form, combine, largest
 from dictlearn.inference.pursuit_support import Limits, Support
-
-Pairs = tuple[Tensor, Tensor]
-"""Values and their atoms, both `[n, k]`; atom -1 marks an empty slot."""
 
 
 def rounds_at_most(k: int) -> int:
@@ -37,16 +35,9 @@ def omp_rows(form: Form, k: int, per_step: int, start: Tensor, limits: Limits) -
     support = Support.empty(len(start), k, form[0])
     values, indices = support.values.clone(), support.indices - 1
     rows, width = torch.arange(len(start), device=start.device), start.shape[1]
-    c = form.correlations(support.values[:, :0], support.indices[:, :0])
-    floor = limits.useful * c.amax(1)
-    if width > 0:
-        given = [
-            Choice(c.gather(1, a.clamp_min(0)[:, None]).squeeze(1), a, a >= 0) for a in start.T
-        ]
-        used = support.first(width)
-        q, _ = _insert(form, used, given, torch.zeros_like(used.values), limits)
-        used.fit(q, form, floor, limits.independent)
-        c = form.correlations(used.values, used.indices)
+    floor = begin(form, support, start, limits)
+    used = support.first(width)
+    c = form.correlations(used.values, used.indices)
     for _ in range(rounds_at_most(k)):
         width = min(k, width + per_step)
         used = support.first(width)
@@ -57,16 +48,46 @@ def omp_rows(form: Form, k: int, per_step: int, start: Tensor, limits: Limits) -
         # All rows go on until every slot has been in use; then most are done.
         if width == k and not going.all():
             leave, stay = (~going).nonzero().squeeze(1), going.nonzero().squeeze(1)
-            values[rows[leave]], indices[rows[leave]] = _polished(form, support, leave)
+            values[rows[leave]], indices[rows[leave]] = polished(
+                form.rows(leave), support.rows(leave)
+            )
             rows, floor = rows[stay], floor[stay]
             form, support = form.rows(stay), support.rows(stay)
             used = support
         if len(rows) == 0:
             return values, indices
         c = form.correlations(used.values, used.indices)
-    every = torch.arange(len(rows), device=rows.device)
-    values[rows], indices[rows] = _polished(form, support, every)
+    values[rows], indices[rows] = polished(form, support)
     return values, indices
+
+
+def begin(form: Form, support: Support, start: Tensor, limits: Limits) -> Tensor:
+    """Hold the atoms to start from, in place; return the smallest useful correlation, `[n]`."""
+    c = form.correlations(support.values[:, :0], support.indices[:, :0])
+    floor = limits.useful * c.amax(1)
+    if start.shape[1] > 0:
+        used = support.first(start.shape[1])
+        given = [
+            Choice(c.gather(1, a.clamp_min(0)[:, None]).squeeze(1), a, a >= 0) for a in start.T
+        ]
+        q, _ = _insert(form, used, given, torch.zeros_like(used.values), limits)
+        used.fit(q, form, floor, limits.independent)
+    return floor
+
+
+def add_largest(form: Form, support: Support, floor: Tensor, limits: Limits) -> bool:
+    """Add to every row with a free slot the atom that correlates most, and fit the codes.
+
+    Returns:
+        Whether any row took one, so that it may be worth another step.
+    """
+    c = form.correlations(support.values, support.indices)
+    q = c.gather(1, support.indices)
+    q, added = _insert(form, support, _chosen(c, floor, 1), q, limits)
+    if not added.any():
+        return False
+    support.fit(q, form, floor, limits.independent)
+    return True
 
 
 def gradient_rows(form: Form, atoms: Tensor, k: int, limits: Limits) -> Pairs:
@@ -154,9 +175,8 @@ def _insert(
     return q, any_added
 
 
-def _polished(form: Form, support: Support, chosen: Tensor) -> Pairs:
-    """Return the codes of some rows after a last Newton step, free of accumulated rounding."""
-    form, support = form.rows(chosen), support.rows(chosen)
+def polished(form: Form, support: Support) -> Pairs:
+    """Return the codes after a last Newton step, free of accumulated rounding."""
     q = form.correlations_at(support.values, support.indices)
     values = support.aim(q).clamp_min(0) * support.held
     return values, torch.where(support.held, support.indices, -1)

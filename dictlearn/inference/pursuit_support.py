@@ -223,13 +223,23 @@ class Support(NamedTuple):
         share, slot = ratio.min(1)
         share = torch.where(stuck, share, 0.0)
         self.values.add_(share[:, None] * (goal - self.values))
+        self.drop(slot, goal, stuck)
+
+    def drop(self, slot: Tensor, goal: Tensor, wanted: Tensor) -> None:
+        """Let go of one atom in the rows that want it.
+
+        Args:
+            slot: int64 `[n]`, in use where wanted.
+            goal: least-squares codes `[n, k]`; becomes that of the atoms left.
+            wanted: bool `[n]`.
+        """
         place = slot[:, None]
         column = self.inverse.gather(1, place[:, :, None].expand_as(self.inverse[:, :1])).squeeze(1)
         pivot = column.gather(1, place).squeeze(1)
-        weight = torch.where(stuck, 1 / pivot, 0.0)[:, None]
+        weight = torch.where(wanted, 1 / pivot, 0.0)[:, None]
         goal.sub_(column * (goal.gather(1, place) * weight))
         self.inverse.addcmul_((column * weight)[:, :, None], column[:, None, :], value=-1)
-        gone = torch.zeros_like(self.held).scatter_(1, place, stuck[:, None])
+        gone = torch.zeros_like(self.held).scatter_(1, place, wanted[:, None])
         self.held.logical_and_(~gone)
         self.values.masked_fill_(gone, 0.0)
         goal.masked_fill_(gone, 0.0)

@@ -1,0 +1,154 @@
+"""Exchange of atoms in Gram form, one row after the other; the twin of `exchange_rows`.
+
+Legend: n rows, m atoms, k codes kept, `G = Phi Phi^T: [m, m]`, `b = x Phi^T: [n, m]`,
+a = codes of the atoms held, q = their correlations with the residual.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dictlearn.inference.compiled import compiled
+from dictlearn.inference.compiled.active_set import Floats, aim, drop, settle
+from dictlearn.inference.compiled.pursuit import (
+    LANES,
+    NEVER,
+    Array,
+    Atoms,
+    add,
+    correlate,
+    correlation,
+    fit,
+    largest,
+)
+
+BETTER = 1 + 1e-6
+"""A smaller share of the energy explained is rounding."""
+
+
+@compiled
+def exchange(
+    b: Array,
+    gram: Array,
+    start: Atoms,
+    block: int,
+    rounds: int,
+    tolerances: tuple[float, float],
+    values: Array,
+    indices: Atoms,
+) -> None:
+    """Write the codes of all rows; see `dictlearn.inference.exchange_pursuit`.
+
+    Args:
+        b: `[n, m]`.
+        gram: `[m, m]`.
+        start: atoms to begin with, `[n, s]`, -1 where there are fewer; `s <= k`.
+        block: atoms added, and then dropped, in a round.
+        rounds: at most.
+        tolerances: smallest useful correlation, as a share of the row's largest one, and the
+            smallest share of an atom that must be new.
+        values: zeros `[n, k]`, filled.
+        indices: -1 `[n, k]`, filled as far as there are codes.
+    """
+    k = values.shape[1]
+    most = k + block
+    c, lanes = np.empty(b.shape[1], b.dtype), np.empty(LANES, b.dtype)
+    held, short = np.zeros(most + 4, np.int64), np.zeros(most + 4, b.dtype)
+    inverse, a, q, target = np.zeros((most, most)), np.zeros(most), np.zeros(most), np.zeros(most)
+    scratch = (inverse, a, q, target, np.zeros(most), np.zeros(most))
+    for i in range(len(b)):
+        c[:] = b[i]
+        limits = (tolerances[0] * c[largest(c, lanes)], tolerances[1])
+        size = 0
+        for t in range(start.shape[1]):
+            j = start[i, t]
+            if j >= 0 and add(gram, held, size, j, scratch, limits[1]):
+                q[size] = c[j]
+                size += 1
+        size = fit(b[i], gram, held, size, scratch, limits)
+        best = _keep(b[i], held, a, size, 0.0, values[i], indices[i])
+        for _ in range(rounds):
+            size = _grow(b[i], gram, held, size, most, c, short, lanes, scratch, limits)
+            size = _shrink(b[i], gram, held, size, k, scratch)
+            found = _keep(b[i], held, a, size, best * BETTER, values[i], indices[i])
+            if found <= best * BETTER:
+                break
+            best = found
+
+
+@compiled
+def _keep(
+    b: Array, held: Atoms, a: Floats, size: int, least: float, values: Array, indices: Atoms
+) -> float:
+    """Copy codes that explain more energy than `least`; return how much they do."""
+    explained = 0.0
+    for u in range(size):
+        explained += a[u] * b[held[u]]
+    if explained > least:
+        for u in range(len(values)):
+            values[u] = a[u] if u < size else 0.0
+            indices[u] = held[u] if u < size else -1
+    return explained
+
+
+@compiled
+def _grow(
+    b: Array,
+    gram: Array,
+    held: Atoms,
+    size: int,
+    most: int,
+    c: Array,
+    short: Array,
+    lanes: Array,
+    scratch: tuple[Floats, ...],
+    limits: tuple[float, float],
+) -> int:
+    """Add the atom that correlates most and fit, until `most` are held or none is of use."""
+    _inverse, a, q, _target, _work, _g = scratch
+    for _ in range(2 * most):
+        held[size:], short[size:] = 0, 0.0
+        for u in range(size):
+            short[u] = a[u]
+        correlate(c, b, gram, held, short, size)
+        for u in range(size):
+            q[u] = c[held[u]]
+            c[held[u]] = NEVER
+        j = largest(c, lanes)
+        if size == most or not c[j] > limits[0]:
+            break
+        if not add(gram, held, size, j, scratch, limits[1]):
+            break
+        q[size] = c[j]
+        size = fit(b, gram, held, size + 1, scratch, limits)
+    return size
+
+
+@compiled
+def _shrink(
+    b: Array, gram: Array, held: Atoms, size: int, k: int, scratch: tuple[Floats, ...]
+) -> int:
+    """Drop the atom whose loss raises the error least, and fit, until `k` are held.
+
+    Without atom u the squared error rises by `a_u^2 / H_uu` (of the least squares).
+    """
+    inverse, a, q, target, _work, _g = scratch
+    while size > k:
+        least, loss = 0, np.inf
+        for u in range(size):
+            found = a[u] * a[u] / inverse[u, u]
+            if found < loss:
+                least, loss = u, found
+        for u in range(size):
+            target[u] = a[u]
+        drop(inverse, held, a, target, least, size)
+        size -= 1
+        for u in range(size):
+            q[u] = correlation(b, gram, held, a, size, held[u])
+        size = settle(inverse, held, a, q, target, size)
+    for u in range(size):
+        q[u] = correlation(b, gram, held, a, size, held[u])
+    aim(inverse, a, q, target, size)
+    for u in range(size):
+        a[u] = max(target[u], 0.0)
+    return size
