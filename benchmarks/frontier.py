@@ -79,7 +79,8 @@ def best(found: list[Found], part: str, m: int, n_vectors: int) -> Found | None:
 def all_rates(found: list[Found], m: int, levels: tuple[int, ...]) -> Table:
     """Return the table of all trainings."""
     columns = ["part", "who", "method", "rate", "vectors", "CPU s", "encode us", "silent", "L0"]
-    names = [f"own @{k}" for k in levels] + [f"OMP @{k}" for k in levels]
+    pursued = [f"omp@{k}" for k in levels] + [f"exchange@{K}"]
+    names = [f"own @{k}" for k in levels] + [name.replace("@", " @") for name in pursued]
     table = Table(f"FVU at L0, n_atoms={m}", [*columns, *names])
     for entry in sorted(found, key=lambda e: (e["part"], e["side"], e["method"], e["rate"] or 0)):
         if entry["n_atoms"] != m:
@@ -93,7 +94,7 @@ def all_rates(found: list[Found], m: int, levels: tuple[int, ...]) -> Table:
             entry.get(f"l0@{K}"),
         ]
         cells += [entry.get(f"fvu@{k}") for k in levels]
-        table.row(*cells, *(entry.get(f"omp@{k}") for k in levels))
+        table.row(*cells, *(entry.get(name) for name in pursued))
     return table
 
 
@@ -112,7 +113,7 @@ def verdicts(
             return
         value = float(one[key]) / float(other[f"fvu@{K}"])
         figures[f"m{m}/{name}"] = value
-        mine = "its atoms, codes by our OMP" if one is other else titled(one)
+        mine = "its atoms, our codes" if one is other else titled(one)
         table.row(mine, titled(other), ratio(value, bar, at_most=True))
 
     by_best = f"best@{K}"
@@ -124,7 +125,7 @@ def verdicts(
         kind = [e for e in of(found, "peers", m) if (e["side"], e["method"]) == (side, method)]
         peer = lowest(kind)
         name = f"{side}_{method}"
-        put(f"checkpoint_{name}", peer, f"omp@{K}", peer, CHECKPOINT)
+        put(f"checkpoint_{name}", peer, f"exchange@{K}", peer, CHECKPOINT)
         put(f"best_over_{name}", ours, by_best, peer, BARS.get(m))
     return table, figures
 
@@ -217,7 +218,8 @@ def train(
             missing[training.side if absent else f"{training.side} {training.method}"] = str(reason)
             print(f"{said}: {reason}", file=sys.stderr, flush=True)
             continue
-        short = {key: round(done[key], 4) for key in (f"fvu@{K}", f"omp@{K}", "cpu") if key in done}
+        wanted_keys = (f"fvu@{K}", f"omp@{K}", f"exchange@{K}", "cpu")
+        short = {key: round(done[key], 4) for key in wanted_keys if key in done}
         print(f"{said}: {json.dumps(short)}", file=sys.stderr, flush=True)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from benchmarks import ours, peers, vectors
 from benchmarks.measure import Clock, training_order
 from dictlearn.codes import Codes
-from dictlearn.inference import omp, price_for_l0
+from dictlearn.inference import exchange_pursuit, omp, price_for_l0
 from dictlearn.kernels import reconstruct
 from dictlearn.prox import Soft, TopK
 
@@ -48,6 +48,7 @@ METHODS: dict[str, dict[tuple[str, str], Rates]] = {
         ("dictlearn", "unrolled_3_restricted"): DEFAULT,
         ("dictlearn", "unrolled_5_restricted"): DEFAULT,
         ("dictlearn", "batch_3_rescreened"): DEFAULT,
+        ("dictlearn", "batch_4_refitted"): DEFAULT,
     },
 }
 OVERRIDES = {
@@ -70,12 +71,19 @@ OVERRIDES = {
         *("inference=unrolled", "inference.n_layers=3", "++inference.n_candidates=48"),
         *("++inference.rescreen=true", "prox=batch_topk", "prox.k={k}"),
     ],
+    "batch_4_refitted": [
+        *("inference=unrolled", "inference.n_layers=4", "++inference.n_candidates=48"),
+        *("++inference.rescreen=true", "inference.refit=true", "inference.refit_steps=2"),
+        *("prox=batch_topk", "prox.k={k}"),
+        *("update=adam", "update.lr=0.01", "update.decay_fraction=0.7"),
+    ],
     "unrolled_5_restricted": [
         *("inference=unrolled", "inference.n_layers=5", "++inference.n_candidates=128"),
         *("prox=topk", "prox.k={k}"),
     ],
 }
-EASY_INFERENCE = ("omp", "lasso_refit")
+PURSUITS = {"omp": omp, "exchange": exchange_pursuit}
+OUR_INFERENCE = (*PURSUITS, "lasso_refit")
 
 
 @dataclass(frozen=True)
@@ -141,7 +149,7 @@ class Shop:
             figures = method(training, tensors)
             figures |= {key: getattr(training, key) for key in Training.__dataclass_fields__}
             _keep(file, figures)
-        if f"best@{self.k}" not in figures:
+        if f"exchange@{self.k}" not in figures:
             figures |= self._by_our_inference(training, tensors)
             _keep(file, figures)
         return figures
@@ -201,12 +209,14 @@ class Shop:
         atoms = torch.nn.functional.normalize(atoms, dim=1)
         bias = torch.from_numpy(kept["bias"]).to(self.held)
         x, figures = self.held - bias, Found()
-        for k in self.arguments.levels:
-            codes = [omp(part, atoms, k) for part in torch.split(x, 1024)]
-            figures[f"omp@{k}"] = self._error(codes, atoms, bias)
+        for name, pursuit in PURSUITS.items():
+            everywhere = name == "omp" or training.part == "ours"
+            for k in self.arguments.levels if everywhere else [self.k]:
+                codes = [pursuit(part, atoms, k) for part in torch.split(x, 1024)]
+                figures[f"{name}@{k}"] = self._error(codes, atoms, bias)
         if training.part == "ours":
             figures |= self._lasso_refit(x, atoms, bias)
-        inferred = [figures.get(f"{name}@{self.k}") for name in EASY_INFERENCE]
+        inferred = [figures.get(f"{name}@{self.k}") for name in OUR_INFERENCE]
         figures[f"best@{self.k}"] = min(value for value in inferred if value is not None)
         return figures
 

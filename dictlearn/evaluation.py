@@ -28,7 +28,14 @@ from dictlearn.storage.trained import TrainedDictionary
 log = logging.getLogger(__name__)
 
 REFIT = "+refit"
-COUNTED = ("encoder", "encoder+refit", "matching_pursuit", "gradient_pursuit", "omp")
+COUNTED = (
+    "encoder",
+    "encoder+refit",
+    "matching_pursuit",
+    "gradient_pursuit",
+    "omp",
+    "exchange",
+)
 PRICED = ("working_set", "working_set+refit")
 PRICE_ROWS = 512
 

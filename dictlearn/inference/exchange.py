@@ -29,7 +29,7 @@ from dictlearn.inference.working_set import solve
 from dictlearn.prox import Soft
 
 STARTS = ("l1", "zero")
-PRICE, LOOKS, GAP = 2.5, 4, 0.05
+PRICE, LOOKS, GAP = 1.5, 4, 0.05
 """The l1 start: lambda is `PRICE / (k + 4)` of a row's largest correlation, which leaves some more
 than k codes; a rough answer is as good a start as an exact one."""
 BETTER = 1 + 1e-6
@@ -54,7 +54,7 @@ def exchange_pursuit(
     atoms: Tensor,
     k: int,
     *,
-    rounds: int = 4,
+    rounds: int = 8,
     block: int | None = None,
     start: str = "l1",
     initial: Codes | None = None,

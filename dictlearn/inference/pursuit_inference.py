@@ -146,7 +146,7 @@ class ExchangePursuit(Pursuit):
 
     def __init__(
         self,
-        rounds: int = 4,
+        rounds: int = 8,
         block: int | None = None,
         start: str = "l1",
         engine: str = "auto",

@@ -12,7 +12,7 @@ def entry(part: str, method: str, rate: float | None, fvu: float, **more: object
     """What is kept of a training."""
     common: Found = {"part": part, "method": method, "rate": rate, "n_atoms": 1536, "cpu": 20.0}
     common |= {"side": "dictlearn", "label": "dictlearn", "n_vectors": 300, "encode_us": 10.0}
-    return common | {"fvu@32": fvu, "omp@32": 0.8 * fvu, "best@32": 0.8 * fvu} | more
+    return common | {"fvu@32": fvu, "exchange@32": 0.8 * fvu, "best@32": 0.8 * fvu} | more
 
 
 FOUND = [

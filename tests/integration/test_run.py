@@ -143,7 +143,7 @@ def test_evaluate_compares_inferences_on_the_held_out_text_of_the_run(
     few = [
         "l0=[4,8]",
         "vectors=1024",
-        "methods=[trained,matching_pursuit,omp,working_set,working_set+refit]",
+        "methods=[trained,matching_pursuit,omp,exchange,working_set,working_set+refit]",
     ]
     cli.evaluate(["inference", "run=out", *few])
     printed = capsys.readouterr().out
@@ -152,12 +152,12 @@ def test_evaluate_compares_inferences_on_the_held_out_text_of_the_run(
     found = json.loads((finished / "evaluation" / "inference.json").read_text())
     assert 500 < found["vectors"] <= 1024
     points = {(point["method"], point["wanted"]): point for point in found["points"]}
-    assert len(points) == 10
+    assert len(points) == 12
     figures = json.loads((finished / "metrics.json").read_text())
     own = points["trained", 8]
-    assert own["fvu"] == points["omp", 8]["fvu"]  # which is what the default ends with
+    assert own["fvu"] == points["exchange", 8]["fvu"]  # which is what the default ends with
     assert abs(own["fvu"] - figures["val/fvu"]) < 0.1  # 1,024 of the 4,096 vectors
-    assert own["fvu"] < points["matching_pursuit", 8]["fvu"] < 1
+    assert own["fvu"] < points["omp", 8]["fvu"] < points["matching_pursuit", 8]["fvu"] < 1
     assert points["omp", 8]["fvu"] < points["omp", 4]["fvu"]
     assert points["omp", 8]["gap"] is None
     exact = points["working_set", 8]
