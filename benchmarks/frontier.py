@@ -109,7 +109,7 @@ def verdicts(
     preset, topk = best(found, "presets", m, n), topk_of(found, m, n)
 
     def put(name: str, one: Found | None, key: str, other: Found | None, bar: float | None) -> None:
-        if one is None or other is None or bar is None:
+        if one is None or other is None or bar is None or key not in one:
             return
         value = float(one[key]) / float(other[f"fvu@{K}"])
         figures[f"m{m}/{name}"] = value

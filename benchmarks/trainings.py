@@ -72,8 +72,8 @@ OVERRIDES = {
         *("++inference.rescreen=true", "prox=batch_topk", "prox.k={k}"),
     ],
     "batch_4_refitted": [
-        *("inference=unrolled", "inference.n_layers=4", "++inference.n_candidates=48"),
-        *("++inference.rescreen=true", "inference.refit=true", "inference.refit_steps=2"),
+        *("inference=unrolled", "inference.n_layers=4", "++inference.n_candidates=40"),
+        *("++inference.rescreen=true", "inference.refit=true", "inference.refit_steps=1"),
         *("prox=batch_topk", "prox.k={k}"),
         *("update=adam", "update.lr=0.01", "update.decay_fraction=0.7"),
     ],

@@ -17,6 +17,9 @@ from dictlearn.inference.engine import pick, use_threads
 from dictlearn.inference.layers import Layer, Pairs, as_pairs
 from dictlearn.inference.sparsify import Counting, screened
 from dictlearn.kernels import reconstruct, top_indices
+from dictlearn.kernels.selection import sortable
+from dictlearn.kernels.sheets import Layer as Scored
+from dictlearn.kernels.sheets import is_fast, sheets
 
 
 def runs_compiled(engine: str, x: Tensor, layers: Sequence[Layer], momentum: bool) -> bool:
@@ -54,14 +57,40 @@ def compiled_layers(
         if end == len(layers) and make.cut is not None:
             kept[-1] = make.screening.n_candidates
         part = layers[first:end]
-        candidates = screened(left * part[0].step, part[0], make.screening.n_candidates, pairs)
-        codes = _part(x, left, part, kept, candidates, pairs)
+        # The last layer's codes are those of use, and not rounded.
+        rough = len(part) > 1 and is_fast(make.selection, part[0].weight)
+        candidates, known = _screened(left * part[0].step, part[0], make, pairs, rough)
+        codes = _part(x, left, part, kept, candidates, pairs, known, end == len(layers))
         pairs = codes, candidates
     wide = Codes(codes, candidates, len(layers[0].weight))
     if make.cut is not None:
         return make.shared(wide)
     places = top_indices(codes, make.k)
     return Codes(codes.gather(1, places), candidates.gather(1, places), wide.n_atoms)
+
+
+def _screened(
+    residual: Tensor, layer: Layer, make: Counting, start: Pairs | None, rough: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the candidates of every row and, if rounded ones will do, their scores `[n, c]`.
+
+    Scores rounded to 8 bits do for the codes of an inner layer, which the next one corrects, and
+    are at hand: to compute them anew is most of a layer.
+    """
+    assert make.screening is not None
+    c = make.screening.n_candidates
+    if not rough:
+        return screened(residual, layer, c, start), residual[:, :0]
+    scored = Scored(residual, layer.weight, layer.threshold, *(start or (None, None)))
+    chosen = torch.empty(len(residual), c, dtype=torch.int64)
+    known = residual.new_empty(len(residual), c)
+    for rows, scores in sheets(scored, fast=True):
+        bits = sortable(scores)
+        # Thresholds leave many a row fewer than c positive scores; of negative bits the order
+        # is reversed.
+        best = top_indices((bits >> 15).bitwise_and_(0x7FFF).bitwise_xor_(bits), c)
+        chosen[rows], known[rows] = best, scores.gather(1, best)
+    return chosen, known
 
 
 def _part(
@@ -71,6 +100,8 @@ def _part(
     kept: list[int],
     candidates: Tensor,
     start: Pairs | None,
+    known: Tensor,
+    last: bool,
 ) -> Tensor:
     """Return the candidates' codes `[n, c]` after layers that share them; `left` is updated."""
     from dictlearn.inference.compiled.layers import restricted_layers
@@ -79,15 +110,15 @@ def _part(
     use_threads()
     found = restricted_layers(
         _array(x),
-        _array(layers[0].weight),
-        _array(layers[0].synthesis),
+        (_array(layers[0].weight), _array(layers[0].synthesis)),
         np.array([float(one.step) for one in layers], np.float32),
         _array(torch.stack([one.threshold for one in layers])),
         np.array(kept),
         candidates.numpy(),
-        _array(values),
-        indices.contiguous().numpy(),
+        (_array(values), indices.contiguous().numpy()),
         left.numpy(),
+        _array(known),
+        last,
     )
     return torch.from_numpy(found)
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, choice, flag, whole_number
+from dictlearn.inference.conjugate import refit_in, whole_or_none
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.layers import Layer, dense_layers, priced, sparse_layers
 from dictlearn.inference.objective import duality_gap
-from dictlearn.inference.refit import refit
 from dictlearn.inference.restricted import compiled_layers, runs_compiled
 from dictlearn.inference.sparsify import (
     Counting,
@@ -67,6 +67,7 @@ class Unrolled(Inference):
         rescreen: whether the middle layer looks at all atoms again and chooses new candidates.
         refit: whether at use the codes are refitted to the row on their support. In training
             they are not: at the optimum of the support the error tells an encoder nothing.
+        refit_steps: steps of the refit (see `approach`), 2 bring most of it; None: all the way.
         selection: `exact`, `fast` or `auto`; see `kernels.topk_layer`.
         engine: `torch`, `compiled` (layers on candidates at use, by numba), or `auto`.
 
@@ -87,6 +88,7 @@ class Unrolled(Inference):
         n_candidates: int | None = None,
         rescreen: bool = False,
         refit: bool = False,
+        refit_steps: int | None = None,
         selection: str = "auto",
         engine: str = "auto",
     ) -> None:
@@ -98,13 +100,12 @@ class Unrolled(Inference):
         self.initial_step = checked_step(initial_step)
         self.synthesis = choice("inference.synthesis", synthesis, ("dictionary", "learned"))
         self.threshold_kind = choice("inference.thresholds", thresholds, ("auto", "price", "bias"))
-        if n_candidates is not None:
-            n_candidates = whole_number("inference.n_candidates", n_candidates)
-        self.n_candidates = n_candidates
+        self.n_candidates = whole_or_none("inference.n_candidates", n_candidates)
         self.rescreen = flag("inference.rescreen", rescreen)
         if self.rescreen and n_candidates is None:
             raise InputError("inference.rescreen=true needs inference.n_candidates=, a number.")
         self.refit = flag("inference.refit", refit)
+        self.refit_steps = whole_or_none("inference.refit_steps", refit_steps)
         self.selection = choice("inference.selection", selection, ("auto", "exact", "fast"))
         self.engine = choice("inference.engine", engine, ("auto", "torch", "compiled"))
         if self.momentum and self.weights == "untied" and self.synthesis == "learned":
@@ -231,10 +232,9 @@ class Unrolled(Inference):
         else:
             codes = dense_layers(x, layers, list(self.betas), initial, priced(prox, x))
         if self.refit and not self.training:
-            codes = refit(x, codes, atoms)
-        gap = x.new_full((len(x),), torch.inf)
-        if certify:
-            gap = duality_gap(x, codes, atoms, prox)
+            codes = refit_in(self.refit_steps, x, codes, atoms, self.engine)
+        no_gap = x.new_full((len(x),), torch.inf)
+        gap = duality_gap(x, codes, atoms, prox) if certify else no_gap
         return Solution(codes, gap, self.n_layers, gap <= 0, extra)
 
     def _mean_price(self) -> Tensor:

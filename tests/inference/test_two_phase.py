@@ -14,6 +14,7 @@ from dictlearn.inference import (
     Unrolled,
     WorkingSet,
     duality_gap,
+    objective,
 )
 from dictlearn.prox import Jump, Prox, Soft, TopK
 from tests.inference.problems import Problem, dictionary_of, problem
@@ -21,7 +22,9 @@ from tests.inference.problems import Problem, dictionary_of, problem
 K = 4
 
 
-def two_phase(distil: str = "objective", share: float = 0.5, use_share: float = 0.2) -> TwoPhase:
+def two_phase(
+    distil: str = "objective", share: float = 0.5, use_share: float = 0.2, every: int = 1
+) -> TwoPhase:
     return TwoPhase(
         Unrolled(n_layers=2),
         WorkingSet(tolerance=1e-4),
@@ -29,6 +32,7 @@ def two_phase(distil: str = "objective", share: float = 0.5, use_share: float = 
         encoder_share=share,
         use_share=use_share,
         distil=distil,
+        distil_every=every,
     )
 
 
@@ -64,11 +68,11 @@ def test_exact_codes_begin_at_the_wanted_l0_and_are_held_there() -> None:
         solution: Solution = inference(made.x, dictionary.atoms, prox)
         l0 = solution.codes.l0().float().mean()
         if step == 0:
-            assert abs(float(l0) - 1.5 * K) < 0.25 * K
+            assert abs(float(l0) - 2 * K) < 0.25 * K
             assert inference.price is not None
             inference.price.lambda_ *= 3  # an atom moved: far too few codes now
         inference.observe(l0)
-    assert abs(float(l0) - 1.5 * K) < 0.25 * K
+    assert abs(float(l0) - 2 * K) < 0.25 * K
 
 
 @pytest.mark.parametrize("distil", ["objective", "codes", "none"])
@@ -145,6 +149,7 @@ def test_with_a_convex_sparsity_all_parts_solve_one_problem() -> None:
         encoder_share=0.0,
         use_share=0.0,
         distil="codes",
+        distil_every=1,
     )
     inference, made, dictionary, prox = built(inference, Soft(0.1))
     inference.advance(0.0)
@@ -161,6 +166,7 @@ def test_an_encoder_distilled_from_exact_codes_comes_close_to_them() -> None:
         encoder_share=0.0,
         use_share=0.0,
         distil="codes",
+        distil_every=1,
     )
     inference, made, dictionary, prox = built(inference, Soft(0.1))
     inference.advance(0.0)
@@ -202,3 +208,30 @@ def test_shares_of_more_than_a_run_and_a_learned_use_are_refused() -> None:
         two_phase(share=0.7, use_share=0.4)
     with pytest.raises(InputError, match=r"inference\.use_share=0"):
         TwoPhase(Unrolled(), WorkingSet(), Unrolled())
+
+
+@pytest.mark.parametrize("every", [3, 64])
+def test_one_row_in_so_many_is_a_lesson_and_their_mean_is_that_of_a_whole_batch(every: int) -> None:
+    inference, made, dictionary, prox = built(two_phase(share=0.0, every=every))
+    inference.advance(0.0)
+    solution: Solution = inference(made.x, dictionary.atoms, prox)
+    learned = inference.encoder(made.x[::every], dictionary.atoms, prox).codes.dense()
+    expected = 0.5 * (made.x[::every] - learned @ dictionary.atoms).square().sum(1)
+    assert solution.extra_loss is not None
+    assert int((solution.extra_loss != 0).sum()) == len(expected)
+    torch.testing.assert_close(solution.extra_loss.mean(), expected.mean())
+
+
+def test_lessons_know_the_prices_of_their_rows() -> None:
+    inference = two_phase("objective", share=0.0, use_share=0.0, every=2)
+    inference.use = WorkingSet()
+    inference, made, dictionary, prox = built(inference, Soft(lambda_=[0.05, 0.2]))
+    inference.advance(0.0)
+    layer = torch.arange(64) % 3 % 2
+    solution: Solution = inference(made.x, dictionary.atoms, prox.for_layers(layer))
+    some, theirs = made.x[::2], prox.for_layers(layer[::2])
+    codes = inference.encoder(some, dictionary.atoms, theirs).codes
+    assert solution.extra_loss is not None
+    torch.testing.assert_close(
+        solution.extra_loss[::2], 2 * objective(some, codes, dictionary.atoms, theirs)
+    )

@@ -10,6 +10,8 @@ from torch import Tensor
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
 from dictlearn.inference import Unrolled
+from dictlearn.inference.conjugate import approach
+from dictlearn.inference.refit import refit
 from dictlearn.prox import BatchTopK, Prox, Soft, TopK
 from tests.inference.problems import dictionary_of, problem
 from tests.inference.test_unrolled_family import built, disturbed, same_gradients
@@ -125,15 +127,15 @@ def test_the_compiled_choice_is_the_k_largest(k: int) -> None:
         unit = torch.eye(9).numpy()
         found = restricted_layers(
             scores.numpy(),
-            unit,
-            unit,
+            (unit, unit),
             torch.ones(1).numpy(),
             torch.zeros(1, 9).numpy(),
             torch.tensor([k]).numpy(),
             torch.arange(9).expand(20, -1).contiguous().numpy(),
-            torch.zeros(20, 0).numpy(),
-            torch.zeros(20, 0, dtype=torch.int64).numpy(),
+            (torch.zeros(20, 0).numpy(), torch.zeros(20, 0, dtype=torch.int64).numpy()),
             scores.clone().numpy(),
+            torch.zeros(20, 0).numpy(),
+            False,
         )
         expected = scores.clamp_min(0).topk(k, dim=1).values.sort(dim=1).values
         kept = torch.from_numpy(found).topk(k, dim=1).values.sort(dim=1).values
@@ -187,3 +189,81 @@ def test_candidates_that_do_not_fit_are_told_by_their_key() -> None:
             built(given, prox, n_candidates=count)
     with pytest.raises(InputError, match=r"inference\.rescreen=true needs"):
         Unrolled(2, rescreen=True)
+
+
+@compiled
+@pytest.mark.parametrize("rescreen", [False, True])
+def test_rounded_scores_of_inner_layers_hardly_change_the_codes(rescreen: bool) -> None:
+    given, prox = problem(n=65, dtype=torch.float32), TopK(4)
+    found = []
+    for selection in ("exact", "fast"):
+        encoder, dictionary = built(
+            given, prox, n_layers=4, n_candidates=11, rescreen=rescreen, selection=selection
+        )
+        disturbed(encoder, by=0.05)
+        for threshold in encoder.thresholds:
+            threshold.data += 0.4  # most scores are negative now
+        with torch.no_grad():
+            found.append(encoder.eval()(given.x, dictionary.atoms, prox).codes)
+    first, second = (codes.dense() for codes in found)
+    same = ((first > 0) == (second > 0)).all(1)
+    assert same.float().mean() > 0.7
+    torch.testing.assert_close(second[same], first[same], rtol=0.1, atol=0.05)
+    assert_distinct(found[1])
+
+
+def test_refit_steps_come_nearer_to_the_least_squares_and_reach_it() -> None:
+    given = problem()
+    codes = TopK(4)(0.5 * given.x @ given.atoms.T, 0.0)
+    wanted = refit(given.x, codes, given.atoms)
+
+    def error(some: Codes) -> Tensor:
+        return (given.x - some.dense() @ given.atoms).square().sum(1)
+
+    positive = (wanted.dense() > 0).eq(codes.dense() > 0).all(1)
+    assert positive.float().mean() > 0.5
+    before = error(codes)
+    for steps in range(1, 5):
+        now = error(approach(given.x, codes, given.atoms, steps, "torch"))
+        assert (now <= before + 1e-12)[positive].all()
+        before = now
+    found = approach(given.x, codes, given.atoms, 4, "torch").dense()
+    torch.testing.assert_close(found[positive], wanted.dense()[positive])
+    assert (found >= 0).all()
+    assert ((found > 0) <= (codes.dense() > 0)).all()
+    assert found[~positive].eq(0).any() or bool(positive.all())
+
+
+@compiled
+def test_compiled_refit_steps_are_those_of_torch() -> None:
+    given = problem(n=65, dtype=torch.float32)
+    x = torch.cat([given.x, torch.zeros(1, 16)])
+    codes = TopK(6)(0.5 * x @ given.atoms.T, 0.5)
+    assert (codes.values == 0).any()
+    given_values = codes.values.clone()
+    for steps in (1, 2, 9):
+        one, two = (
+            approach(x, codes, given.atoms, steps, engine) for engine in ("torch", "compiled")
+        )
+        torch.testing.assert_close(one.dense(), two.dense(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(codes.values, given_values)
+    dense = approach(x, Codes.from_dense(codes.dense()), given.atoms, 2, "compiled")
+    two = approach(x, codes, given.atoms, 2, "compiled")
+    torch.testing.assert_close(dense.dense(), two.dense(), rtol=1e-5, atol=1e-6)
+
+
+def test_an_encoder_refits_in_steps_at_use_only() -> None:
+    given, prox = problem(), TopK(4)
+    plain, dictionary = built(given, prox, n_layers=2)
+    refitting, _ = built(given, prox, n_layers=2, refit=True, refit_steps=2)
+    training = refitting.train()(given.x, dictionary.atoms, prox).codes
+    expected = plain.train()(given.x, dictionary.atoms, prox).codes
+    torch.testing.assert_close(training.dense(), expected.dense())
+    with torch.no_grad():
+        before = plain.eval()(given.x, dictionary.atoms, prox).codes
+        after = refitting.eval()(given.x, dictionary.atoms, prox).codes
+    wanted = approach(given.x, before, given.atoms, 2)
+    torch.testing.assert_close(after.dense(), wanted.dense())
+    assert not torch.equal(after.dense(), before.dense())
+    with pytest.raises(InputError, match=r"inference\.refit_steps"):
+        Unrolled(2, refit_steps=0)

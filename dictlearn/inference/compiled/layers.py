@@ -22,6 +22,9 @@ Integers = NDArray[np.int64]
 HALVINGS = 32
 """Scores that differ by less than 2^-32 of the largest count as equal."""
 
+ROUNDING, TINY = np.float32(4e-11), np.float32(1e-30)
+"""Share of the first squared slope below which it is rounding errors, and what is divided by."""
+
 
 @compiled
 def _match(start: Any, places: Any, near: Any, values: Any) -> None:
@@ -107,45 +110,103 @@ def _keep_largest(scores: Any, k: int, values: Any) -> None:
 
 def _restricted_layers(
     x: Floats,
-    weight: Floats,
-    synthesis: Floats,
+    matrices: tuple[Floats, Floats],
     steps: Floats,
     thresholds: Floats,
     kept: Integers,
     candidates: Integers,
-    start: Floats,
-    places: Integers,
+    start: tuple[Floats, Integers],
     left: Floats,
+    first: Floats,
+    last: bool,
 ) -> Floats:
     """Return the codes of the candidates after T layers, `[n, c]`.
 
     Args:
         x: `[n, d]`.
-        weight: analysis matrix `[m, d]`.
-        synthesis: `[m, d]`.
+        matrices: for analysis and for synthesis, `[m, d]`.
         steps: step sizes `[T]`.
         thresholds: `[T, m]`.
         kept: how many codes every layer keeps, `[T]`.
         candidates: `[n, c]`.
-        start: codes that the first layer starts from, `[n, p]`; of other atoms they are dropped.
-        places: their atoms, `[n, p]`, distinct within a row.
+        start: codes that the first layer starts from, `[n, p]`, and their atoms, distinct within
+            a row; codes of atoms that are no candidates are dropped.
         left: `x` less what all of them decode to, `[n, d]`; what the codes that are returned
             leave of `x` is written there.
+        first: scores of the first layer that are known, `[n, c]`, or none, `[n, 0]`.
+        last: whether nobody asks for `left` afterwards, so that it need not be written.
     """
     n, c = candidates.shape
+    weight, synthesis = matrices
+    given, places = start
     codes = np.empty((n, c), np.float32)
+    known = first.shape[1] == c
     for row in numba.prange(n):
         near, values = candidates[row], codes[row]
-        _match(start[row], places[row], near, values)
         residual, scores = left[row], np.empty(c, np.float32)
+        if not known:
+            _match(given[row], places[row], near, values)
         for t in range(len(steps)):
-            _correlate(residual, weight, near, scores)
-            for j in range(c):
-                score = values[j] + steps[t] * scores[j] - thresholds[t, near[j]]
-                scores[j] = max(score, np.float32(0))
+            if known and t == 0:
+                for j in range(c):
+                    scores[j] = max(first[row, j], np.float32(0))
+            else:
+                _correlate(residual, weight, near, scores)
+                for j in range(c):
+                    score = values[j] + steps[t] * scores[j] - thresholds[t, near[j]]
+                    scores[j] = max(score, np.float32(0))
             _keep_largest(scores, kept[t], values)
-            _subtract(x[row], synthesis, near, values, residual)
+            if not last or t < len(steps) - 1:
+                _subtract(x[row], synthesis, near, values, residual)
     return codes
 
 
 restricted_layers = compiled(_restricted_layers, parallel=True)
+
+
+def _conjugate(x: Floats, synthesis: Floats, indices: Integers, codes: Floats, steps: int) -> None:
+    """Take steps of conjugate gradients on the supports of codes, and clear what is negative then.
+
+    Args:
+        x: `[n, d]`.
+        synthesis: `[m, d]`.
+        indices: `[n, k]`.
+        codes: `[n, k]`, changed in place; zeros are no part of the support.
+        steps: how many.
+    """
+    for row in numba.prange(len(x)):
+        active = np.nonzero(codes[row])[0]
+        q, d = len(active), x.shape[1]
+        near, values = indices[row][active], codes[row][active]
+        residual, change = np.empty(d, np.float32), np.empty(d, np.float32)
+        descent, direction = np.empty(q, np.float32), np.zeros(q, np.float32)
+        _subtract(x[row], synthesis, near, values, residual)
+        before = least = np.float32(0)
+        for step in range(steps):
+            _correlate(residual, synthesis, near, descent)
+            size = np.float32(0)
+            for j in range(q):
+                size += descent[j] * descent[j]
+            if step == 0:
+                least = ROUNDING * size
+            if size <= least:
+                break
+            share = size / before if step > 0 else np.float32(0)
+            for j in range(q):
+                direction[j] = descent[j] + share * direction[j]
+            change[:] = 0
+            _subtract(change, synthesis, near, direction, change)
+            square = np.float32(0)
+            for i in range(d):
+                square += change[i] * change[i]
+            length = size / max(square, TINY)
+            for j in range(q):
+                values[j] += length * direction[j]
+            for i in range(d):
+                residual[i] += length * change[i]
+            before = size
+        for j in range(q):
+            codes[row, active[j]] = max(values[j], np.float32(0))
+
+
+conjugate = compiled(_conjugate, parallel=True)
