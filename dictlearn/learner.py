@@ -217,10 +217,16 @@ class DictionaryLearner(pl.LightningModule):
             "train/fvu": error.square().sum() / spread.square().sum(),
             "train/l0": solution.codes.l0().float().mean(),
             "train/dead_fraction": self.is_dead().float().mean(),
-            "train/lr": torch.tensor(self.trainer.optimizers[0].param_groups[0]["lr"]),
+            "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
         }
         self.log_dict(figures)
+
+    def _rate(self) -> float:
+        """Return the learning rate of this step."""
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, DictionaryOptimizer)
+        return optimizer.rate
 
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""

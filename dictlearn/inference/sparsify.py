@@ -21,9 +21,6 @@ from dictlearn.kernels import (
     top_indices,
     topk_layer,
 )
-from dictlearn.kernels.layers import screened as screened_in_bfloat16
-from dictlearn.kernels.sheets import Layer as Scored
-from dictlearn.kernels.sheets import is_fast
 from dictlearn.prox import BatchTopK, Jump, Prox, TopK
 
 MEMORY = 0.95
@@ -47,7 +44,8 @@ def mean_over_processes(value: Tensor) -> Tensor:
 class Cut(nn.Module):
     """The running mean over training steps of the smallest code that a batch kept.
 
-    What exceeds it is kept at use, so that a row's codes depend on that row alone.
+    Of several processes each shares its own batch out; the cut is the mean of theirs, and the
+    same in all. What exceeds it is kept at use, so that a row's codes depend on that row alone.
     """
 
     value: Tensor
@@ -208,17 +206,9 @@ class Counting:
         return kept
 
 
-@torch.no_grad()
 def screened(residual: Tensor, layer: Layer, c: int, start: Pairs | None) -> Tensor:
     """Return the `c` most promising atoms of every row, int64 `[n, c]`."""
-    sized = (residual, layer.weight, layer.threshold)
-    if start is None:
-        return screen(*sized, c)
-    if is_fast("auto", layer.weight):
-        return screened_in_bfloat16(Scored(*sized, *start), c)
-    found = topk_layer(*sized, c, start).indices
-    assert found is not None
-    return found
+    return screen(residual, layer.weight, layer.threshold, c, start)
 
 
 def packed(codes: Codes, kept: Tensor) -> Codes:

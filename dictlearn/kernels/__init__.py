@@ -1,5 +1,8 @@
 """The few hot operations on k-sparse codes: sparse autograd on a CPU, Triton or torch on a GPU.
 
+On a GPU where Triton is installed its kernels do all but `batch_topk_layer` and `threshold_layer`,
+which are dense there, and all in float64. Without Triton everything is dense there.
+
 All compute in the dtype of their tensors, also inside autocast: a code is worth its 32 bits.
 
 Legend: n rows, m atoms, d width, k kept codes per row, p codes that a layer starts from,
@@ -9,7 +12,6 @@ c candidates per row.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from functools import partial
 from types import ModuleType
 
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.kernels import batch, layers, reference, sparse
-from dictlearn.kernels.selection import top_indices
+from dictlearn.kernels import selection as selecting
 from dictlearn.kernels.sheets import Layer, is_fast
 
 __all__ = [
@@ -43,7 +45,7 @@ def reconstruct(codes: Codes, atoms: Tensor) -> Tensor:
     if codes.indices is None:
         return codes.values @ atoms
     with torch.autocast(atoms.device.type, enabled=False):
-        if atoms.device.type == "cpu":
+        if _is_host(atoms):
             decoded: Tensor = sparse.Decode.apply(  # type: ignore[no-untyped-call]
                 codes.values, codes.indices, atoms
             )
@@ -74,18 +76,22 @@ def topk_layer(
             the weights; `auto` is fast where the processor multiplies bfloat16 matrices: in 0.6
             of the time more than 99.9 % of rows of hidden states keep the same atoms; scores
             that lie many of their standard deviations from 0 want `exact` (see
-            `layers.screened`). What is kept has exact values either way. A GPU ignores it.
+            `layers.screened`). What is kept has exact values either way. On a GPU `auto` is
+            fast with Triton, and always exact without.
 
     Raises:
         InputError: `selection` is none of these.
     """
     fast = is_fast(selection, weight)
     with torch.autocast(weight.device.type, enabled=False):
-        if weight.device.type == "cpu":
+        if _is_host(weight):
             choose = partial(layers.choose_top, k=k, fast=fast)
             return _sparse(residual, weight, threshold, previous, choose)
-        module = _triton(weight) or reference
-        values, indices = module.topk_layer(residual, weight, threshold, k, previous)
+        given = (residual, weight, threshold, k, previous)
+        if (module := _triton(weight)) is not None:
+            values, indices = module.topk_layer(*given, fast=selection != "exact")
+        else:
+            values, indices = reference.topk_layer(*given)
     return Codes(values, indices, len(weight))
 
 
@@ -116,7 +122,7 @@ def batch_topk_layer(
     """
     fast = is_fast(selection, weight)
     with torch.autocast(weight.device.type, enabled=False):
-        if weight.device.type == "cpu":
+        if _is_host(weight):
             choose = partial(batch.choose_batch, k=k, fast=fast)
             return _sparse(residual, weight, threshold, previous, choose)
         dense = reference.batch_topk_layer(residual, weight, threshold, k, previous)
@@ -150,7 +156,7 @@ def threshold_layer(
     fast = is_fast(selection, weight)
     floor = torch.as_tensor(cut, dtype=weight.dtype, device=weight.device).detach().clamp_min(0)
     with torch.autocast(weight.device.type, enabled=False):
-        if weight.device.type == "cpu":
+        if _is_host(weight):
             given = Layer(residual, weight, threshold, *(previous or (None, None)))
             if batch.is_sparse(given, floor):
                 choose = partial(batch.choose_above, cut=floor, fast=fast)
@@ -170,7 +176,8 @@ def restricted_layer(
     """Return the `k` largest of `relu(a_previous + residual weight^T - threshold)` per row,
     of `candidates` alone.
 
-    Only their scores are computed: on a CPU, `c / m` of the products of `topk_layer`.
+    Only their scores are computed, `c / m` of the products of `topk_layer`; on a GPU without
+    Triton all are.
 
     Args:
         residual: `[n, d]`.
@@ -182,10 +189,11 @@ def restricted_layer(
             dropped.
     """  # noqa: D205
     with torch.autocast(weight.device.type, enabled=False):
-        if weight.device.type == "cpu":
+        if _is_host(weight):
             choose = partial(layers.choose_among, k=k, candidates=candidates)
             return _sparse(residual, weight, threshold, previous, choose)
-        values, indices = reference.restricted_layer(
+        module = _triton(weight) or reference
+        values, indices = module.restricted_layer(
             residual, weight, threshold, k, candidates, previous
         )
     return Codes(values, indices, len(weight))
@@ -214,7 +222,7 @@ def screen(
         int64 `[n, c]`, distinct within a row, without a gradient.
     """
     with torch.autocast(weight.device.type, enabled=False):
-        if weight.device.type == "cpu":
+        if _is_host(weight):
             given = Layer(residual, weight, threshold, *(previous or (None, None)))
             if is_fast("auto", weight):
                 return layers.screened(given, c)
@@ -238,6 +246,26 @@ def _sparse(
     return Codes(values, indices, len(weight))
 
 
+@torch.no_grad()
+def top_indices(scores: Tensor, k: int) -> Tensor:
+    """Return the places of the `k` largest entries of every row of `[n, m]`, in no order.
+
+    Args:
+        scores: `[n, m]`; int16 too, see `selection.sortable`.
+        k: how many, at most `m`.
+
+    Returns:
+        int64 `[n, k]`, distinct within a row.
+    """
+    module = _triton(scores) if scores.is_floating_point() else None
+    chosen: Tensor = (module or selecting).top_indices(scores, k)
+    return chosen
+
+
+def _is_host(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
 def _triton(tensor: Tensor) -> ModuleType | None:
     """Return the GPU kernels where they can work on a tensor like this one."""
     if tensor.device.type != "cuda" or tensor.dtype == torch.float64:
@@ -247,8 +275,6 @@ def _triton(tensor: Tensor) -> ModuleType | None:
 
 @functools.cache
 def _triton_path() -> ModuleType | None:
-    if importlib.util.find_spec("triton") is None:
-        return None
     from dictlearn.kernels import triton_path
 
-    return triton_path
+    return triton_path if triton_path.available() else None

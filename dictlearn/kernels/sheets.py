@@ -92,14 +92,16 @@ def sheets(layer: Layer, fast: bool) -> Iterator[tuple[slice, Tensor]]:
         The rows, and their scores `[rows, m]`.
     """
     n, m = len(layer.residual), layer.n_atoms
-    left, right = _halves(layer) if fast else (layer.residual, layer.weight)
-    step = max(FEWEST_ROWS, SHEET_BYTES // (m * left.element_size()))
-    buffer = left.new_empty(min(n, step), m)
+    right = _half(layer) if fast else layer.weight
+    step = max(FEWEST_ROWS, SHEET_BYTES // (m * right.element_size()))
+    buffer = right.new_empty(min(n, step), m)
+    left = right.new_full((min(n, step), right.shape[1]), -1.0) if fast else layer.residual
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         scores = buffer[: rows.stop - start]
         if fast:
-            torch.mm(left[rows], right.T, out=scores)
+            left[: len(scores), : layer.residual.shape[1]] = layer.residual[rows]
+            torch.mm(left[: len(scores)], right.T, out=scores)
         else:
             torch.addmm(layer.threshold, left[rows], right.T, beta=-1, out=scores)
         if layer.values is not None and layer.indices is not None:
@@ -107,15 +109,13 @@ def sheets(layer: Layer, fast: bool) -> Iterator[tuple[slice, Tensor]]:
         yield rows, scores
 
 
-def _halves(layer: Layer) -> tuple[Tensor, Tensor]:
-    """Return factors whose product is the scores before the codes that they start from.
+def _half(layer: Layer) -> Tensor:
+    """Return what rows `[x, -1, -1]` are multiplied with, `[m, d + 2]`, for their scores.
 
     The threshold takes part as two columns more, its upper and its lower bits: rounded to one
     bfloat16 it would shift whole atoms.
     """
     d, upper = layer.residual.shape[1], layer.threshold.bfloat16()
-    left = upper.new_full((len(layer.residual), d + 2), -1.0)
     right = upper.new_empty(layer.n_atoms, d + 2)
-    left[:, :d] = layer.residual
     right[:, :d], right[:, d], right[:, d + 1] = layer.weight, upper, layer.threshold - upper
-    return left, right
+    return right

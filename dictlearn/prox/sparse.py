@@ -88,7 +88,8 @@ class BatchTopK(Counted):
     """On average `k` positive codes a row: the `n k` largest of a batch (Bussmann et al. 2024).
 
     A batch shares its codes out among its rows. So that a row's codes do not depend on the rows
-    beside it, an encoder keeps at use what exceeds the mean threshold of training.
+    beside it, an encoder keeps at use what exceeds the mean threshold of training. Several
+    processes share out their batches each for itself.
 
     Args:
         k: codes kept per row, on average.

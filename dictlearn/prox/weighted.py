@@ -19,14 +19,14 @@ from dictlearn.errors import InputError, number, whole_number
 from dictlearn.prox.penalty import Penalty, Price, Steered, checked_price, price_of_rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weighted(Steered):
     """Non-negative l1 with a weight for every atom: `lambda_ * sum_j w_j a_j`, `a >= 0`.
 
     Args:
         lambda_: the price of one unit of code at weight 1; a list has one for every tapped layer.
         weights: `m` numbers above 0, or the path of a ``.npy`` or ``.safetensors`` file with one
-            tensor of that length.
+            tensor of that length. The file is read once; afterwards this is float64 `[m]`.
         target_l0: L0 that lambda is steered to in training; not steered if None.
 
     Raises:
@@ -34,30 +34,24 @@ class Weighted(Steered):
     """
 
     lambda_: Any
-    weights: Sequence[float] | str | Path
+    weights: Any
     target_l0: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lambda_", checked_price(self.lambda_, self.target_l0))
-        object.__setattr__(self, "_weights", _read(self.weights))
-
-    @property
-    def tensor(self) -> Tensor:
-        """The weights, float64 `[m]`."""
-        weights: Tensor = self.__dict__["_weights"]
-        return weights
+        object.__setattr__(self, "weights", _read(self.weights))
 
     def check(self, n_atoms: int) -> None:
         """Raise InputError when there is not one weight for every atom."""
-        if len(self.tensor) != n_atoms:
+        if len(self.weights) != n_atoms:
             raise InputError(
-                f"prox.weights has {len(self.tensor)} weights for dictionary.n_atoms={n_atoms}: "
+                f"prox.weights has {len(self.weights)} weights for dictionary.n_atoms={n_atoms}: "
                 "give one for every atom."
             )
 
     def penalty(self, x: Tensor) -> Penalty:
         """Return the price of every atom for rows `x: [n, d]`."""
-        return Penalty(price_of_rows(self.lambda_, x) * self.tensor.to(x), 0.0, False)
+        return Penalty(price_of_rows(self.lambda_, x) * self.weights.to(x), 0.0, False)
 
     def _at_price(self, price: Price) -> Self:
         return replace(self, lambda_=price)
@@ -113,9 +107,11 @@ class Reweighted(Steered):
         return replace(self, lambda_=price)
 
 
-def _read(weights: Sequence[float] | str | Path) -> Tensor:
-    """Return weights given as a list or a file, float64 `[m]`."""
-    if isinstance(weights, str | Path):
+def _read(weights: Sequence[float] | Tensor | str | Path) -> Tensor:
+    """Return weights given as a list, a tensor or a file, float64 `[m]`."""
+    if isinstance(weights, Tensor):
+        found, told = weights.double(), "prox.weights"
+    elif isinstance(weights, str | Path):
         found = _from_file(Path(weights))
         told = f"prox.weights={weights}"
     else:

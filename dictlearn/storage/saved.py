@@ -12,7 +12,7 @@ from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import Normalization
 from dictlearn.inference import Inference
-from dictlearn.prox import Prox
+from dictlearn.prox import Prox, Weighted
 from dictlearn.storage import artifact
 from dictlearn.storage.choosing import named, object_of
 from dictlearn.storage.trained import TrainedDictionary
@@ -33,14 +33,20 @@ def save_dictionary(
         inference: its parameters go along.
         normalization: folded in, so that users pass raw hidden states.
         about: ``prox`` and ``inference`` as they are in the config, ``transformer`` as it
-            describes itself, ``text`` (block length, special tokens), ``metrics``.
+            describes itself, ``text`` (block length, special tokens), ``metrics``. Weights that
+            ``prox`` names a file of are read and go along.
+
+    Raises:
+        InputError: that file is not there any more.
     """
+    prox, beside = _apart(named(about["prox"]))
     parts: dict[str, nn.Module] = {"dictionary": dictionary, "inference": inference}
     tensors = {
         f"{part}.{name}": tensor.detach()
         for part, module in parts.items()
         for name, tensor in module.state_dict().items()
     }
+    tensors |= beside
     tensors["normalization.mean"] = normalization.mean
     tensors["normalization.scale"] = normalization.scale
     config = {
@@ -53,7 +59,7 @@ def save_dictionary(
         "layers": normalization.layers.tolist(),
         "normalization": normalization.kind,
         **about,
-        "prox": named(about["prox"]),
+        "prox": prox,
         "inference": named(about["inference"]),
     }
     artifact.write(folder, tensors, config)
@@ -85,7 +91,7 @@ def load(path: str | Path) -> TrainedDictionary:
 def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDictionary:
     shape = about["dictionary"]
     dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
-    prox: Prox = object_of(about["prox"])
+    prox: Prox = object_of({**about["prox"], **_below(tensors, "prox")})
     inference: Inference = object_of(about["inference"])
     inference.build(dictionary, prox)
     for name, module in (("dictionary", dictionary), ("inference", inference)):
@@ -98,6 +104,15 @@ def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDict
         tensors["normalization.scale"],
     )
     return TrainedDictionary(dictionary, prox, inference, normalization, about)
+
+
+def _apart(prox: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description of a sparsity without its weights, and these as a tensor."""
+    sparsity = object_of(prox)
+    if not isinstance(sparsity, Weighted):
+        return prox, {}
+    plain = {key: value for key, value in prox.items() if key != "weights"}
+    return plain, {"prox.weights": sparsity.weights}
 
 
 def _library() -> str:

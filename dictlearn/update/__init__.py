@@ -2,7 +2,14 @@
 
 from dictlearn.update.mairal import BlockCoordinate, Mairal
 from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
-from dictlearn.update.phased import EncoderAdam, Frozen, Phased, PhasedOptimizer
+from dictlearn.update.phased import (
+    EncoderAdam,
+    FirstAdam,
+    Frozen,
+    Phased,
+    PhasedOptimizer,
+    ThenHessianDiagonal,
+)
 from dictlearn.update.rates import Run, auto_rate
 from dictlearn.update.rules import Adam, HessianDiagonalRule, UpdateRule
 from dictlearn.update.schedule import Phases, Schedule, lr_factor
@@ -13,6 +20,7 @@ __all__ = [
     "BlockCoordinate",
     "DictionaryOptimizer",
     "EncoderAdam",
+    "FirstAdam",
     "Frozen",
     "HessianDiagonal",
     "HessianDiagonalRule",
@@ -25,6 +33,7 @@ __all__ = [
     "Signum",
     "SphereAdam",
     "SphereSignum",
+    "ThenHessianDiagonal",
     "UpdateRule",
     "auto_rate",
     "lr_factor",

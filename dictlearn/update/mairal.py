@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.errors import number, whole_number
+from dictlearn.update.moments import to_sphere
 from dictlearn.update.optimizers import DictionaryOptimizer
 from dictlearn.update.rates import Run
 from dictlearn.update.rules import check_rate
@@ -125,13 +126,13 @@ class BlockCoordinate(DictionaryOptimizer):
         self._observed.append(statistics(x.detach(), codes.detach(), weight))
 
     def _update(self) -> None:
-        self._adam_but_atoms()
+        self._adam("bias", "encoder")
         if not self._observed:
             raise RuntimeError("observe_codes(x, codes) comes before every step of BlockCoordinate")
         known = self._average()
         best = block_pass(self.atoms, known, self.block)
         self.atoms.lerp_(best, self.param_groups[0]["lr"])
-        self._to_sphere()
+        to_sphere(self.atoms)
 
     def _average(self) -> Statistics:
         """Take the observed statistics of all processes in; return those of the window."""
@@ -206,7 +207,7 @@ class Mairal:
         whole_number("update.window", self.window)
         whole_number("update.block", self.block)
         check_rate("update.encoder_lr", self.encoder_lr)
-        check_schedule(self)
+        check_schedule(self, "update")
 
     def in_phase(self, phase: int) -> Schedule:
         """Return itself."""

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.codes import Codes
-
-CACHED = 2**17
-"""Numbers that a CPU multiplies at once."""
+from dictlearn.update.moments import adam_step, blocks, take_radial, to_sphere
 
 
 class DictionaryOptimizer(torch.optim.Adam):
@@ -57,9 +55,17 @@ class DictionaryOptimizer(torch.optim.Adam):
             {"params": list(encoder_parameters), "lr": encoder_lr, "role": "encoder"},
         ]
         super().__init__([group for group in groups if group["params"]], lr=lr, fused=True)
+        # Fused Adam would take gradients that a GradScaler has scaled. Other rules cannot, and
+        # clipping could not: the scaler is to scale them back before the step.
+        self._step_supports_amp_scaling = False
 
     def _bias_rate(self, lr: float, encoder_lr: float) -> float:
         return lr
+
+    @property
+    def rate(self) -> float:
+        """The rate of the atoms in the coming step, or of what else the rule moves."""
+        return float(self.param_groups[0]["lr"])
 
     def observe(self, energy: Tensor) -> None:
         """Take the mean squared code of every atom, `[m]`, over the rows of the coming step.
@@ -86,30 +92,34 @@ class DictionaryOptimizer(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step; return what the closure returned."""
+        """Take one step and let go of the gradients; return what the closure returned.
+
+        They would else lie there until the next backward pass, of which Lightning's order of
+        things only clears them at the door: for all of the forward pass, and for validations.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         self._update()
+        self.zero_grad()
         return loss
 
     def _update(self) -> None:
         """Move every parameter along its gradient."""
         raise NotImplementedError
 
-    def _adam(self) -> None:
-        super().step()
-
-    def _adam_but_atoms(self) -> None:
-        gradient, self.atoms.grad = self.atoms.grad, None
-        super().step()
-        self.atoms.grad = gradient
+    def _adam(self, *roles: str) -> None:
+        """Take Adam's step with the parameters of these groups that have a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"] if group["role"] in roles else ():
+                if parameter.grad is not None:
+                    adam_step(parameter, self.state[parameter], group, on_sphere=False)
 
     def _adam_on_sphere(self) -> None:
-        self.project_gradient()
-        super().step()
-        self._to_sphere()
+        self._adam("bias", "encoder")
+        if self.atoms.grad is not None:
+            adam_step(self.atoms, self.state[self.atoms], self.param_groups[0], on_sphere=True)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
@@ -118,15 +128,9 @@ class DictionaryOptimizer(torch.optim.Adam):
         Changes of length are undone at once, so that part would only fill Adam's moments, and
         the norm that gradients are clipped to: call this before clipping.
         """
-        gradient = self.atoms.grad
-        if gradient is not None:
-            # On a CPU by parts that stay in its cache: fresh memory for all products is dear.
-            rows = (
-                CACHED // gradient.shape[1] + 1 if gradient.device.type == "cpu" else len(gradient)
-            )
-            parts = zip(torch.split(gradient, rows), torch.split(self.atoms, rows), strict=True)
-            for g, atoms in parts:
-                g.addcmul_(torch.linalg.vecdot(g, atoms)[:, None], atoms, value=-1)
+        if self.atoms.grad is not None:
+            for gradient, atoms in blocks(self.atoms.grad, self.atoms):
+                take_radial(gradient, atoms)
 
     @torch.no_grad()
     def reset_atoms(self, indices: Tensor) -> None:
@@ -150,18 +154,14 @@ class DictionaryOptimizer(torch.optim.Adam):
         `kept` may hold an atom more than once. Rules without statistics of codes do nothing.
         """
 
-    @torch.no_grad()
-    def _to_sphere(self) -> None:
-        length = torch.linalg.vector_norm(self.atoms, dim=1, keepdim=True)
-        self.atoms.div_(length.clamp_min_(1e-12))
-
 
 class SphereAdam(DictionaryOptimizer):
     """Adam for the atoms too, kept on the sphere.
 
     The gradient is projected on the tangent space of the atoms, so that no moment is spent on
     changes of length, Adam takes its step (Kingma & Ba 2015, Algorithm 1), and the atoms are
-    scaled back to unit norm.
+    scaled back to unit norm. All that happens a block of atoms after the other: nothing of the
+    size of the dictionary exists beside it, its gradient and the moments.
     """
 
     def _update(self) -> None:
@@ -217,7 +217,7 @@ class HessianDiagonal(DictionaryOptimizer):
         self._observed.append(energy.detach())
 
     def _update(self) -> None:
-        self._adam_but_atoms()
+        self._adam("bias", "encoder")
         self._newton(self.param_groups[0]["lr"])
 
     def _newton(self, rate: float) -> None:
@@ -225,7 +225,7 @@ class HessianDiagonal(DictionaryOptimizer):
         gradient = self.atoms.grad
         if gradient is not None:
             self.atoms.addcdiv_(gradient, self._curvature()[:, None], value=-rate)
-            self._to_sphere()
+            to_sphere(self.atoms)
 
     def _curvature(self) -> Tensor:
         """Take the observed energies in; return what the gradient is divided by, `[m]`."""

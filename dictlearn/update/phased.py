@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -60,6 +61,11 @@ class PhasedOptimizer(HessianDiagonal):
         return lr
 
     @property
+    def rate(self) -> float:
+        """The rate of the atoms in the coming step, in the units of the rule that acts."""
+        return super().rate * (self._ratio["atoms"] if self.exact else 1.0)
+
+    @property
     def exact(self) -> bool:
         """Whether the second rule is at work."""
         return bool(self.param_groups[0]["exact"])
@@ -86,6 +92,20 @@ class PhasedOptimizer(HessianDiagonal):
         super()._update()
         for group, rate in zip(self.param_groups, scheduled, strict=True):
             group["lr"] = rate
+
+
+@dataclass(frozen=True)
+class FirstAdam(Adam):
+    """Adam as the first rule of `Phased`, under its key on the command line."""
+
+    key: ClassVar[str] = "update.first"
+
+
+@dataclass(frozen=True)
+class ThenHessianDiagonal(HessianDiagonalRule):
+    """The paper's rule as the second of `Phased`, under its key on the command line."""
+
+    key: ClassVar[str] = "update.then"
 
 
 @dataclass(frozen=True)
@@ -135,15 +155,14 @@ class Phased:
 class EncoderAdam(DictionaryOptimizer):
     """Adam for the encoder; the dictionary, atoms and bias, stays bit by bit what it is."""
 
+    @property
+    def rate(self) -> float:
+        """The rate of the encoder: there is no other; 0 without one."""
+        rates = [group["lr"] for group in self.param_groups if group["role"] == "encoder"]
+        return float(rates[0]) if rates else 0.0
+
     def _update(self) -> None:
-        groups = [group for group in self.param_groups if group["role"] != "encoder"]
-        parameters = [parameter for group in groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in parameters]
-        for parameter in parameters:
-            parameter.grad = None
-        self._adam()
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        self._adam("encoder")
 
 
 @dataclass(frozen=True)
@@ -170,7 +189,7 @@ class Frozen:
 
     def __post_init__(self) -> None:
         check_rate("update.encoder_lr", self.encoder_lr, auto=True)
-        check_schedule(self)
+        check_schedule(self, "update")
 
     def in_phase(self, phase: int) -> Schedule:
         """Return itself."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from torch import nn
 
@@ -47,10 +47,14 @@ class Adam:
         warmup_vectors: see `lr_factor`.
         decay_fraction: see `lr_factor`.
 
+    Attributes:
+        key: of the rule on the command line, for messages.
+
     Raises:
         InputError: a number is out of its range.
     """
 
+    key: ClassVar[str] = "update"
     lr: float | str = "auto"
     encoder_lr: float | None = None
     warmup_vectors: int = 25_000
@@ -62,10 +66,10 @@ class Adam:
         return False
 
     def __post_init__(self) -> None:
-        check_rate("update.lr", self.lr, auto=True)
+        check_rate(f"{self.key}.lr", self.lr, auto=True)
         if self.encoder_lr is not None:
-            check_rate("update.encoder_lr", self.encoder_lr)
-        check_schedule(self)
+            check_rate(f"{self.key}.encoder_lr", self.encoder_lr)
+        check_schedule(self, self.key)
 
     def in_phase(self, phase: int) -> Schedule:
         """Return itself."""
@@ -105,10 +109,14 @@ class HessianDiagonalRule:
         warmup_vectors: see `lr_factor`.
         decay_fraction: see `lr_factor`.
 
+    Attributes:
+        key: of the rule on the command line, for messages.
+
     Raises:
         InputError: a number is out of its range.
     """
 
+    key: ClassVar[str] = "update"
     mode: str = "corrected"
     lr: float = 0.05
     floor: float = 0.02
@@ -123,12 +131,12 @@ class HessianDiagonalRule:
         return True
 
     def __post_init__(self) -> None:
-        choice("update.mode", self.mode, ("seed", "corrected"))
-        check_rate("update.lr", self.lr)
-        check_rate("update.floor", self.floor)
-        whole_number("update.window", self.window, minimum=2)
-        check_rate("update.encoder_lr", self.encoder_lr)
-        check_schedule(self)
+        choice(f"{self.key}.mode", self.mode, ("seed", "corrected"))
+        check_rate(f"{self.key}.lr", self.lr)
+        check_rate(f"{self.key}.floor", self.floor)
+        whole_number(f"{self.key}.window", self.window, minimum=2)
+        check_rate(f"{self.key}.encoder_lr", self.encoder_lr)
+        check_schedule(self, self.key)
 
     def in_phase(self, phase: int) -> Schedule:
         """Return itself."""

@@ -47,7 +47,12 @@ def lr_factor(rule: Phases, vectors_seen: int, max_vectors: int, phase: int = 0)
     return max(0.0, min(1.0, rise, fall))
 
 
-def check_schedule(schedule: Schedule) -> None:
-    """Raise InputError when a number of the schedule is out of its range."""
-    whole_number("update.warmup_vectors", schedule.warmup_vectors, minimum=0)
-    number("update.decay_fraction", schedule.decay_fraction, 0.0, 1.0)
+def check_schedule(schedule: Schedule, key: str) -> None:
+    """Raise InputError when a number of the schedule is out of its range.
+
+    Args:
+        schedule: a rule.
+        key: of the rule on the command line, `update` or what is below it.
+    """
+    whole_number(f"{key}.warmup_vectors", schedule.warmup_vectors, minimum=0)
+    number(f"{key}.decay_fraction", schedule.decay_fraction, 0.0, 1.0)

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dictlearn.errors import number
+from dictlearn.update.moments import blocks, take_radial, to_sphere
 from dictlearn.update.optimizers import DictionaryOptimizer
 from dictlearn.update.rates import Run, auto_rate
 from dictlearn.update.rules import check_rate, known
@@ -24,7 +25,7 @@ class SphereSignum(DictionaryOptimizer):
         v   <- beta v + (1 - beta) g          g: the gradient less its part along the atom
         Phi <- normalise(Phi - lr sign(v))    for atoms with g != 0
 
-    Half of Adam's memory for the atoms. The sign has no scale, so that one faint old gradient
+    Two thirds of Adam's memory for the atoms. The sign has no scale, so that one faint old gradient
     would move an atom as far as a strong new one at every step to come: atoms without a gradient
     stand still.
 
@@ -51,21 +52,20 @@ class SphereSignum(DictionaryOptimizer):
         return encoder_lr
 
     def _update(self) -> None:
-        self._adam_but_atoms()
-        gradient = self.atoms.grad
+        self._adam("bias", "encoder")
+        gradient, state = self.atoms.grad, self.state[self.atoms]
         if gradient is None:
             return
-        self.project_gradient()
-        state = self.state[self.atoms]
         if not state:
             state["step"] = torch.zeros((), device=self.atoms.device)
             state["exp_avg"] = torch.zeros_like(self.atoms)
         state["step"] += 1
-        average: Tensor = state["exp_avg"]
-        average.lerp_(gradient, 1 - self.momentum)
-        moved = (gradient != 0).any(1, keepdim=True)
-        self.atoms.sub_(average.sign() * moved, alpha=self.param_groups[0]["lr"])
-        self._to_sphere()
+        for atoms, g, mean in blocks(self.atoms, gradient, state["exp_avg"]):
+            take_radial(g, atoms)
+            mean.lerp_(g, 1 - self.momentum)
+            moved = (g != 0).any(1, keepdim=True)
+            atoms.sub_(mean.sign() * moved, alpha=self.param_groups[0]["lr"])
+            to_sphere(atoms)
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Signum:
         if self.encoder_lr is not None:
             check_rate("update.encoder_lr", self.encoder_lr)
         number("update.momentum", self.momentum, 0.0, 0.999)
-        check_schedule(self)
+        check_schedule(self, "update")
 
     def in_phase(self, phase: int) -> Schedule:
         """Return itself."""

@@ -6,11 +6,13 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
+from dictlearn import kernels
 from dictlearn.codes import Codes
 from dictlearn.kernels import reference, triton_path
 
@@ -111,6 +113,89 @@ def test_float64_stays_float64(name: str, triton_device: str) -> None:
     case = given(name, torch.float64)
     ours = results(triton_path.topk_layer, triton_path.decode, case, triton_device)
     close(ours, results(reference.topk_layer, reference.decode, case, "cpu"), 1e-11)
+
+
+@pytest.fixture
+def dispatched(triton_device: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The device on which the room sends every tensor to the kernels, as it does on a GPU."""
+    monkeypatch.setattr(kernels, "_is_host", lambda _: False)
+    monkeypatch.setattr(kernels, "_triton", lambda _: triton_path)
+    return triton_device
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[dict[str, object]]:
+    """Note the options of every call of a kernel."""
+    calls: list[dict[str, object]] = []
+    kernel = getattr(triton_path, name)
+
+    def noted(*arguments: object, **options: object) -> object:
+        calls.append(options)
+        return kernel(*arguments, **options)
+
+    monkeypatch.setattr(triton_path, name, noted)
+    return calls
+
+
+@pytest.mark.parametrize("selection", ["auto", "fast", "exact"])
+def test_the_room_sends_a_layer_and_its_choice_to_the_kernels(
+    selection: str, dispatched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = given("layer after a code", torch.float32)
+    calls = counted(monkeypatch, "topk_layer")
+
+    def layer(x: Tensor, weight: Tensor, threshold: Tensor, k: int, start: Pairs | None) -> Pairs:
+        codes = kernels.topk_layer(x, weight, threshold, k, start, selection)
+        assert codes.indices is not None
+        return codes.values, codes.indices
+
+    def decode(values: Tensor, indices: Tensor, atoms: Tensor) -> Tensor:
+        return kernels.reconstruct(Codes(values, indices, len(atoms)), atoms)
+
+    decoded = counted(monkeypatch, "decode")
+    ours = results(layer, decode, case, dispatched)
+    assert [options["fast"] for options in calls] == [selection != "exact"]
+    assert len(decoded) == 1
+    close(ours, results(reference.topk_layer, reference.decode, case, "cpu"), 1e-4)
+
+
+def test_the_room_sends_candidates_to_the_kernels(
+    dispatched: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = given("layer after a code", torch.float32)
+    assert case[4] is not None
+    residual, weight, threshold = (tensor.to(dispatched) for tensor in case[:3])
+    sized = residual, weight, threshold
+    start = case[4][0].to(dispatched), case[4][1].to(dispatched)
+    restricted = counted(monkeypatch, "restricted_layer")
+    selected = counted(monkeypatch, "top_indices")
+    candidates = kernels.screen(*sized, 12, start)
+    before = len(restricted)
+    found = kernels.restricted_layer(*sized, 3, candidates, start)
+    assert len(restricted) == before + 1
+    wanted = Codes(*reference.topk_layer(*case), 24).dense()
+    torch.testing.assert_close(found.dense().cpu(), wanted, rtol=1e-4, atol=1e-4)
+    scores = torch.randn(5, 40, device=dispatched)
+    best = kernels.top_indices(scores, 3)
+    assert len(selected) == 1
+    assert torch.equal(best.sort().values, scores.topk(3).indices.sort().values)
+    kernels.top_indices(torch.arange(40, dtype=torch.int16)[None], 3)  # integers are torch's
+    assert len(selected) == 1
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_without_triton_a_gpu_gets_plain_torch(
+    there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_path, "available", lambda: there)
+    kernels._triton_path.cache_clear()
+    gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
+    try:
+        assert (kernels._triton(gpu) is not None) is there  # type: ignore[arg-type]
+        gpu.dtype = torch.float64
+        assert kernels._triton(gpu) is None  # type: ignore[arg-type]
+        assert kernels._triton(torch.zeros(1)) is None
+    finally:
+        kernels._triton_path.cache_clear()
 
 
 def test_weights_in_bfloat16_are_summed_in_float32(triton_device: str) -> None:

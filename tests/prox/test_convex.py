@@ -146,6 +146,20 @@ def test_weights_come_from_a_list_or_a_file(tmp_path: Path) -> None:
             prox.check(6)
 
 
+def test_a_file_of_weights_is_read_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.array(WEIGHTS))
+    prox = Weighted(0.3, str(tmp_path / "w.npy"), target_l0=2.0)
+    (tmp_path / "w.npy").unlink()
+    priced = prox.priced(torch.tensor(0.6))  # as at every step of a steered run
+    torch.testing.assert_close(
+        priced.penalty(torch.zeros(1, 5)).price, 0.6 * torch.tensor([WEIGHTS])
+    )
+    layers = Weighted([0.3, 0.6], prox.weights).for_layers(torch.tensor([1, 0]))
+    torch.testing.assert_close(
+        layers.penalty(torch.zeros(2, 5)).price[0], 0.6 * torch.tensor(WEIGHTS)
+    )
+
+
 @pytest.mark.parametrize("wrong", [[], [1.0, 0.0], [1.0, -2.0], [1.0, float("nan")], ["a"]])
 def test_wrong_weights_are_told_by_their_key(wrong: list[float]) -> None:
     with pytest.raises(InputError, match=r"prox\.weights"):

@@ -7,13 +7,16 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import dictlearn
 from dictlearn.errors import InputError
 from dictlearn.inference import Fista, Iterative, Unrolled
-from dictlearn.prox import Soft, TopK
+from dictlearn.prox import Soft, TopK, Weighted
+from dictlearn.storage import artifact
 from dictlearn.storage.saved import load, save_dictionary
 from tests.small_run import LAYERS, save
 from tests.storage.made import ATOMS, FISTA, ITERATIVE, WIDTH, Made, Make
@@ -43,6 +46,41 @@ def test_exact_inference_comes_back_with_its_solver_and_tolerance(make: Make) ->
     assert (trained.inference.tolerance, trained.inference.max_steps) == (2e-3, 33)
     assert trained.inference.solver == Fista(restart=True)
     assert trained.prox == Soft(0.05)
+
+
+def weighted(weights: object) -> dict[str, object]:
+    return {"_target_": "dictlearn.prox.Weighted", "lambda_": 0.05, "weights": weights}
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors", "list"])
+def test_weights_of_a_file_go_along_and_the_file_is_not_needed(
+    kind: str, made: Made, tmp_path: Path
+) -> None:
+    numbers = torch.linspace(0.5, 2.0, ATOMS, dtype=torch.float64)
+    file = tmp_path / f"weights.{kind}"
+    if kind == "npy":
+        np.save(file, numbers.numpy())
+    elif kind == "safetensors":
+        save_file({"w": numbers}, str(file))
+    prox = weighted(numbers.tolist() if kind == "list" else str(file))
+    folder = save(tmp_path / "run", made.learner, made.data, prox=prox)
+    file.unlink(missing_ok=True)
+    found = load(folder).prox
+    assert isinstance(found, Weighted)
+    x = torch.zeros(1, WIDTH)
+    torch.testing.assert_close(found.penalty(x).price, 0.05 * numbers[None].float())
+    assert str(tmp_path) not in (folder / "config.json").read_text()
+
+
+def test_an_artefact_that_names_a_file_of_weights_still_loads(made: Made, tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", np.ones(ATOMS))
+    prox = weighted(str(tmp_path / "w.npy"))
+    folder = save(tmp_path / "run", made.learner, made.data, prox=prox)
+    tensors, about = artifact.read(folder)
+    del tensors["prox.weights"]  # as earlier versions wrote it
+    about["prox"]["weights"] = prox["weights"]
+    artifact.write(folder, tensors, about)
+    assert isinstance(load(folder).prox, Weighted)
 
 
 def test_the_package_loads_it_by_its_run_directory(made: Made) -> None:

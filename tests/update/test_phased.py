@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from torch import nn
 
+from dictlearn.configuration import build, config_dir
 from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError
 from dictlearn.inference import Unrolled
 from dictlearn.prox import TopK
 from dictlearn.update import (
@@ -152,7 +157,39 @@ def test_a_frozen_dictionary_stays_bit_by_bit_while_the_encoder_learns() -> None
     after = list(ours.parameters())
     assert torch.equal(after[0], before[0])  # atoms
     assert torch.equal(after[1], before[1])  # bias
-    assert after[0].grad is not None
+    assert after[0].grad is None
     for mine, adams in zip(after[2:], list(theirs.parameters())[2:], strict=True):
         assert torch.equal(mine, adams)
     optimizer.reset_atoms(torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("update.first.lr=0", "update.first.lr"),
+        ("update.first.encoder_lr=-1", "update.first.encoder_lr"),
+        ("update.first.warmup_vectors=-1", "update.first.warmup_vectors"),
+        ("update.then.lr=0", "update.then.lr"),
+        ("update.then.window=1", "update.then.window"),
+        ("update.then.mode=sead", "update.then.mode"),
+        ("update.then.decay_fraction=2", "update.then.decay_fraction"),
+    ],
+)
+def test_a_wrong_value_of_a_nested_rule_is_told_by_its_own_key(override: str, key: str) -> None:
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("train", overrides=["update=phased", override])
+    with pytest.raises(InputError, match=re.escape(key)):
+        build(config["update"])
+
+
+def test_the_rate_that_is_told_is_that_of_the_rule_at_work() -> None:
+    _, optimizer = made(Phased(FIRST, THEN))
+    assert optimizer.rate == 0.01
+    optimizer.param_groups[0]["lr"] *= 0.5  # as a schedule does
+    assert optimizer.rate == 0.005
+    optimizer.set_exact(True)
+    assert optimizer.rate == pytest.approx(0.02)
+    _, frozen = made(Frozen(encoder_lr=0.02))
+    assert frozen.rate == 0.02
+    _, adam = made(FIRST)
+    assert adam.rate == 0.01
