@@ -246,13 +246,12 @@ class DictionaryLearner(pl.LightningModule):
 
     def _measure_encoder(self, x: Tensor, prox: Prox) -> None:
         """Compare a learned encoder with a solver, on the first batch: solving all would cost."""
-        encoder = self.inference.learned
-        if encoder is None:
-            return
-        atoms = self.dictionary.atoms
-        pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
-        if pair is not None:
-            self.held_out.update_amortisation(pair.encoder, pair.solver)
+        encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
+        if encoder is not None:
+            pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
+        # Sums of nothing otherwise: all processes have some to share, and the metric is content.
+        none = x.new_zeros(1)
+        self.held_out.update_amortisation(*(pair or (none, none)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures; they are already those of all processes."""
