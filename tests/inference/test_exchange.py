@@ -11,22 +11,10 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
-from dictlearn.inference import exchange_pursuit, omp, pursuit_form
+from dictlearn.inference import exchange_pursuit, omp
 from tests.inference.problems import Problem, problem
 
 SMALL = problem(n=60, d=16, m=14)
-ENGINES = ["torch", "residual", "compiled"]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both engines, and torch without a Gram matrix."""
-    if request.param == "compiled":
-        pytest.importorskip("numba")
-    if request.param == "residual":
-        monkeypatch.setattr(pursuit_form, "GRAM_BYTES", 0)
-        return "torch"
-    return str(request.param)
 
 
 def error(given: Problem, codes: Codes) -> Tensor:

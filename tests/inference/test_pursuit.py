@@ -24,26 +24,13 @@ from dictlearn.inference import (
     matching_pursuit,
     omp,
     pursuit_batch,
-    pursuit_form,
 )
 from dictlearn.inference.pursuit_batch import distinct
 from dictlearn.prox import Soft, TopK
 from tests.inference.problems import dictionary_of, problem
 
-ENGINES = ["torch", "residual", "compiled"]
 PURSUITS = [omp, matching_pursuit, gradient_pursuit, exchange_pursuit]
 Pursue = Callable[..., Codes]
-
-
-@pytest.fixture(params=ENGINES)
-def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both engines, and torch without a Gram matrix."""
-    if request.param == "compiled":
-        pytest.importorskip("numba")
-    if request.param == "residual":
-        monkeypatch.setattr(pursuit_form, "GRAM_BYTES", 0)
-        return "torch"
-    return str(request.param)
 
 
 def reference_omp(
@@ -212,11 +199,12 @@ def test_of_equal_atoms_one_is_taken(pursue: Pursue, dtype: torch.dtype, engine:
 def test_engines_agree_for_any_number_of_rows(pursue: Pursue, n: int) -> None:
     pytest.importorskip("numba")
     given = problem(n=n, d=24, m=70, dtype=torch.float32)
-    plain = pursue(*given, 8, engine="torch")
-    compiled = pursue(*given, 8, engine="compiled")
+    # The l1 start of an exchange is a rough one, and another one by another engine.
+    options = {"start": "zero"} if pursue is exchange_pursuit else {}
+    plain = pursue(*given, 8, engine="torch", **options)
+    compiled = pursue(*given, 8, engine="compiled", **options)
     same = ((plain.dense() > 0) == (compiled.dense() > 0)).all(1)
-    # A tie may fall either way, and the l1 start of an exchange is a rough one.
-    assert same.float().mean() > (0.97 if pursue is exchange_pursuit else 0.99)
+    assert same.float().mean() > 0.99  # a tie may fall either way
     torch.testing.assert_close(plain.dense()[same], compiled.dense()[same], rtol=1e-4, atol=1e-5)
 
 
