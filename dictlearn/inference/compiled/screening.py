@@ -195,8 +195,8 @@ def _advance(
         last: whether to look only.
     """
     for b in numba.prange(len(rows)):
-        # One call is all there is here: numba takes writes to fields of a tuple out of a parallel
-        # loop as dead, by chance (seen with 0.68.1: the gaps were never written).
+        # One call is all there is here: a write to a field of a tuple in the loop itself was lost
+        # (numba 0.68.1: the gaps were never written).
         _round(rows[b], c[b], r[b], problem, sets, grow, slack, tolerance, last)
 
 
