@@ -86,7 +86,8 @@ def measure(
         raw: `codes, row [n] -> hidden states [n, d]`.
     """
     first, _ = next(_chunks(held_out))
-    infer(first[:8], held_out.row[:8])  # compiles what is compiled on first use
+    # Compiles what is compiled on first use; for few rows another way might be taken.
+    infer(first, held_out.row[: len(first)])
     fvu = LayerFVU(held_out.n_layers, held_out.vectors.shape[1]).to(held_out.x.device)
     seconds, l0, gaps = 0.0, [], []
     for x, at in _chunks(held_out):
