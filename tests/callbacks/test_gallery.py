@@ -223,14 +223,16 @@ def test_positive_finite_codes_are_kept_in_compact_columns() -> None:
 
 def test_two_processes_write_the_page_of_one(tmp_path: Path) -> None:
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *command, "tests.callbacks.small_text", str(tmp_path / "two")],
-        check=True,
+        check=False,
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
+        text=True,
         timeout=120,
     )
+    assert done.returncode == 0, done.stderr
     two = (tmp_path / "two" / "factors.html").read_text(encoding="utf-8")
     assert two == validate(tmp_path / "one")
 
