@@ -79,7 +79,7 @@ def best(found: list[Found], part: str, m: int, n_vectors: int) -> Found | None:
 def all_rates(found: list[Found], m: int, levels: tuple[int, ...]) -> Table:
     """Return the table of all trainings."""
     columns = ["part", "who", "method", "rate", "vectors", "CPU s", "encode us", "silent", "L0"]
-    pursued = [f"omp@{k}" for k in levels] + [f"exchange@{K}"]
+    pursued = [*(f"omp@{k}" for k in levels), f"exchange@{K}", f"shared@{K}", f"shared_l0@{K}"]
     names = [f"own @{k}" for k in levels] + [name.replace("@", " @") for name in pursued]
     table = Table(f"FVU at L0, n_atoms={m}", [*columns, *names])
     for entry in sorted(found, key=lambda e: (e["part"], e["side"], e["method"], e["rate"] or 0)):
@@ -125,7 +125,7 @@ def verdicts(
         kind = [e for e in of(found, "peers", m) if (e["side"], e["method"]) == (side, method)]
         peer = lowest(kind)
         name = f"{side}_{method}"
-        put(f"checkpoint_{name}", peer, f"exchange@{K}", peer, CHECKPOINT)
+        put(f"checkpoint_{name}", peer, f"shared@{K}", peer, CHECKPOINT)
         put(f"best_over_{name}", ours, by_best, peer, BARS.get(m))
     return table, figures
 
@@ -218,7 +218,7 @@ def train(
             missing[training.side if absent else f"{training.side} {training.method}"] = str(reason)
             print(f"{said}: {reason}", file=sys.stderr, flush=True)
             continue
-        wanted_keys = (f"fvu@{K}", f"omp@{K}", f"exchange@{K}", "cpu")
+        wanted_keys = (f"fvu@{K}", f"omp@{K}", f"exchange@{K}", f"shared@{K}", "cpu")
         short = {key: round(done[key], 4) for key in wanted_keys if key in done}
         print(f"{said}: {json.dumps(short)}", file=sys.stderr, flush=True)
 

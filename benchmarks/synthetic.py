@@ -33,6 +33,7 @@ RATES = (3e-3, 1e-2)
 EXACT = ("prox=soft", "prox.lambda_=0.1", "++prox.target_l0={k}", "update=hessian_diagonal")
 OFTEN = (
     "inference.encoder_share=0.3",
+    "inference.use_share=0.35",
     "inference.l0_factor=1.2",
     "update.then.lr=0.3",
     "callbacks.revival.every_vectors=10000",
@@ -46,11 +47,14 @@ METHODS: dict[str, tuple[list[str], tuple[float | None, ...]]] = {
     "ReLU-l1": (["experiment=relu_sae", "++prox.target_l0={k}"], RATES),
     "gated": (["experiment=gated_sae", "++prox.target_l0={k}"], RATES),
     "unrolled, 3 layers": (
-        ["inference=unrolled", "inference.n_layers=3", "update=adam", "prox.k={k}"],
+        ["inference=unrolled", "inference.n_layers=3", "update=adam", "prox=topk", "prox.k={k}"],
         RATES,
     ),
     "exact from random start": (["inference=working_set", *EXACT], (None,)),
-    "two-phase": (["inference=two_phase", "prox.k={k}", "update=phased", *OFTEN], (None,)),
+    "two-phase": (
+        ["inference=two_phase", "prox=batch_topk", "prox.k={k}", "update=phased", *OFTEN],
+        (None,),
+    ),
 }
 ONE_LAYER = ("TopK", "BatchTopK", "ReLU-l1", "gated")
 

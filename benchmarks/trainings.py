@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks import ours, peers, vectors
 from benchmarks.measure import Clock, training_order
 from dictlearn.codes import Codes
-from dictlearn.inference import exchange_pursuit, omp, price_for_l0
+from dictlearn.inference import exchange_pursuit, omp, price_for_exchange, price_for_l0
+from dictlearn.inference.exchange import MOST
 from dictlearn.kernels import reconstruct
 from dictlearn.prox import Soft, TopK
 
@@ -56,7 +57,7 @@ OVERRIDES = {
     "batch_topk": ["experiment=batch_topk_sae", "prox.k={k}"],
     "gated": ["experiment=gated_sae", "++prox.target_l0={k}"],
     "jump": ["experiment=jump_relu_sae", "prox.target_l0={k}"],
-    "two_phase": ["inference=two_phase", "prox=topk", "prox.k={k}", "update=phased"],
+    "two_phase": ["inference=two_phase", "prox=batch_topk", "prox.k={k}", "update=phased"],
     "exact": [
         *("inference=working_set", "inference.tolerance=0.001", "prox=soft", "prox.lambda_=0.06"),
         *("++prox.target_l0={k}", "update=hessian_diagonal"),
@@ -83,7 +84,7 @@ OVERRIDES = {
     ],
 }
 PURSUITS = {"omp": omp, "exchange": exchange_pursuit}
-OUR_INFERENCE = (*PURSUITS, "lasso_refit")
+OUR_INFERENCE = (*PURSUITS, "lasso_refit", "shared")
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class Shop:
             figures = method(training, tensors)
             figures |= {key: getattr(training, key) for key in Training.__dataclass_fields__}
             _keep(file, figures)
-        if f"exchange@{self.k}" not in figures:
+        if f"shared@{self.k}" not in figures:
             figures |= self._by_our_inference(training, tensors)
             _keep(file, figures)
         return figures
@@ -214,11 +215,21 @@ class Shop:
             for k in self.arguments.levels if everywhere else [self.k]:
                 codes = [pursuit(part, atoms, k) for part in torch.split(x, 1024)]
                 figures[f"{name}@{k}"] = self._error(codes, atoms, bias)
+        for k in self.arguments.levels if training.part == "ours" else [self.k]:
+            figures |= self._shared(k, x, atoms, bias)
         if training.part == "ours":
             figures |= self._lasso_refit(x, atoms, bias)
         inferred = [figures.get(f"{name}@{self.k}") for name in OUR_INFERENCE]
         figures[f"best@{self.k}"] = min(value for value in inferred if value is not None)
         return figures
+
+    def _shared(self, k: int, x: Tensor, atoms: Tensor, bias: Tensor) -> Found:
+        """Return the error of exchange pursuit at one price for all rows, k codes on average."""
+        spread, most = x[:: max(1, len(x) // 2048)], min(MOST * k, len(atoms))
+        price = price_for_exchange(spread, atoms, k, accuracy=0.003)
+        codes = [exchange_pursuit(p, atoms, most, price=price) for p in torch.split(x, 1024)]
+        l0 = float(torch.cat([part.l0() for part in codes]).double().mean())
+        return {f"shared@{k}": self._error(codes, atoms, bias), f"shared_l0@{k}": l0}
 
     def _lasso_refit(self, x: Tensor, atoms: Tensor, bias: Tensor) -> Found:
         """Return the error of l1 codes at the L0 trained for, and of their refit."""

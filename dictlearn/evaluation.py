@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -17,17 +17,16 @@ from dictlearn.configuration import build, plain
 from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.explorer.frontier_page import FrontierPage, Mark, render
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
-from dictlearn.inference import price_for_l0, refit
+from dictlearn.inference import refit
 from dictlearn.metrics.frontier import Coded, HeldOut, Point, measure
 from dictlearn.noise import quiet
-from dictlearn.prox import Soft
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.saved import load
 from dictlearn.storage.trained import TrainedDictionary
 
 log = logging.getLogger(__name__)
 
-REFIT = "+refit"
+REFIT, SHARED = "+refit", "+shared"
 COUNTED = (
     "encoder",
     "encoder+refit",
@@ -35,8 +34,10 @@ COUNTED = (
     "gradient_pursuit",
     "omp",
     "exchange",
+    "exchange+shared",
 )
 PRICED = ("working_set", "working_set+refit")
+AT_A_PRICE = ("working_set", "fista", "ista", "greedy_fista")
 PRICE_ROWS = 512
 
 
@@ -150,14 +151,15 @@ def _point(
     method: str,
     wanted: int,
     held_out: HeldOut,
-    options: dict[str, float],
+    options: dict[str, Any],
 ) -> Point:
-    name = method.removesuffix(REFIT)
+    name = method.removesuffix(REFIT).removesuffix(SHARED)
     atoms = trained.dictionary.atoms
-    chosen = trained if name == "trained" else None
-    if chosen is None:
-        price = _price(trained, name, wanted, held_out)
-        chosen = trained.with_inference(name, **options, **price)
+    chosen = trained
+    if name != "trained":
+        shared = method.endswith(SHARED) or name in AT_A_PRICE
+        among: dict[str, Any] = _spread(trained, held_out) if shared else {}
+        chosen = trained.with_inference(name, k=wanted, **options, **among)
     inference, prox = chosen.inference, chosen.prox
 
     def infer(x: Tensor, row: Tensor) -> Coded:
@@ -176,14 +178,11 @@ def _point(
     return measure(method, wanted, held_out, infer, raw)
 
 
-def _price(
-    trained: TrainedDictionary, name: str, wanted: int, held_out: HeldOut
-) -> dict[str, float]:
-    """Return the option that makes an inference give so many codes a vector."""
-    if name not in ("working_set", "fista", "ista", "greedy_fista"):
-        return {"k": wanted}
-    spread = held_out.x[:: max(1, len(held_out.x) // PRICE_ROWS)]
-    return {"lambda_": price_for_l0(spread, trained.dictionary.atoms, wanted, Soft(0.1))}
+def _spread(trained: TrainedDictionary, held_out: HeldOut) -> dict[str, Tensor]:
+    """Return some vectors of all documents, to find prices on."""
+    step = max(1, len(held_out.x) // PRICE_ROWS)
+    layer = trained.normalization.layers[held_out.row[::step]]
+    return {"sample": held_out.vectors[::step], "layer": layer}
 
 
 def _line(point: Point) -> str:

@@ -2,7 +2,8 @@
 
 from dictlearn.inference.amortisation import Amortisation, amortisation
 from dictlearn.inference.driver import Solution, infer
-from dictlearn.inference.exchange import exchange_pursuit
+from dictlearn.inference.exchange import exchange_pursuit, price_for_exchange
+from dictlearn.inference.exchange_inference import ExchangePursuit
 from dictlearn.inference.gated import Gated
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.iterative import FistaSeed, Iterative
@@ -10,7 +11,6 @@ from dictlearn.inference.objective import duality_gap, objective, training_loss
 from dictlearn.inference.pursuit import gradient_pursuit, matching_pursuit, omp
 from dictlearn.inference.pursuit_encoder import PursuitEncoder
 from dictlearn.inference.pursuit_inference import (
-    ExchangePursuit,
     GradientPursuit,
     MatchingPursuit,
     OrthogonalMatchingPursuit,
@@ -54,6 +54,7 @@ __all__ = [
     "matching_pursuit",
     "objective",
     "omp",
+    "price_for_exchange",
     "price_for_l0",
     "refit",
     "solve",

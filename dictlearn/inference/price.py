@@ -5,8 +5,13 @@ Legend: n rows, L tapped layers.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from dictlearn.errors import InputError, number
 
 GAIN = 0.1
 """Largest change of log lambda in a step, of exact codes, which answer to it at once. L0 falls
@@ -44,3 +49,68 @@ class Price(nn.Module):
         """Take the mean L0 of a step, 0-dimensional, over the rows of all processes."""
         change = torch.exp(self.gain * (l0 / self.target_l0 - 1).clamp(-1, 1))
         self.lambda_ = self.lambda_ * change  # not in place: the step's backward is still to come
+
+
+def search_price(
+    count: Callable[[float], float],
+    l0: float,
+    first: float,
+    bounds: tuple[float, float],
+    accuracy: float = 0.01,
+) -> float:
+    """Return the price at which rows have `l0` codes on average.
+
+    Secant steps on log L0 against the logarithm of the price, kept inside the bracket found.
+
+    Args:
+        count: the mean number of codes at a price, which falls with it.
+        l0: wanted, above 0.
+        first: price to begin with.
+        bounds: least price worth a try, and one at which there are no codes.
+        accuracy: largest relative error of the L0, where the rows allow it.
+
+    Raises:
+        InputError: `l0` is not reached by any price.
+    """
+    if number("l0", l0, minimum=0.0) == 0:
+        raise InputError("l0=0 has no least price: ask for a mean number of codes above 0.")
+    floor, high = (math.log(bound) for bound in bounds)
+    position, low = math.log(first), -math.inf
+    before: tuple[float, float] | None = None
+    for _ in range(40):
+        found = count(math.exp(position))
+        if abs(found - l0) <= accuracy * l0:
+            break
+        low, high = (position, high) if found > l0 else (low, position)
+        here = (position, math.log(max(found, 0.1) / l0))
+        position = _next(here, before, low, high)
+        before = here
+        if position < floor:
+            raise InputError(
+                f"no price gives l0={l0} for these rows and atoms (the least gave {found:.1f}): "
+                "ask for fewer codes; width and number of atoms bound them."
+            )
+    # L0 of few rows jumps past the wanted number, and is then about right.
+    return math.exp(position)
+
+
+def _next(
+    here: tuple[float, float], before: tuple[float, float] | None, low: float, high: float
+) -> float:
+    """Return the next log price from `(log price, log of L0 / target)` here and before."""
+    position, error = here
+    slope = -1.5
+    if before is not None and before[0] != position:
+        slope = max(-6.0, min(-0.5, (error - before[1]) / (position - before[0])))
+    wanted = position - max(-0.7, min(0.7, error / slope))
+    return wanted if low < wanted < high else (low + high) / 2
+
+
+@torch.no_grad()
+def over_processes(price: float, device: torch.device) -> Tensor:
+    """Return the geometric mean of the prices that the processes found, 0-dimensional."""
+    log_price = torch.tensor(price, device=device).log()
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(log_price)
+        log_price /= torch.distributed.get_world_size()
+    return log_price.exp()

@@ -77,7 +77,7 @@ def pursue(
         if _use_compiled(engine, x, atoms, k):
             return _compiled(x, atoms, k, compiled)
         gram = atoms @ atoms.T if gram_pays(len(x), k, atoms) else None
-        parts = [in_torch(_form(x[part], atoms, gram), part) for part in _parts(x, atoms, gram)]
+        parts = [in_torch(_form(x[part], atoms, gram), part) for part in _parts(x, atoms, gram, k)]
     values, indices = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(indices)
 
@@ -141,7 +141,8 @@ def _form(x: Tensor, atoms: Tensor, gram: Tensor | None) -> Form:
     return ResidualForm(x, atoms) if gram is None else GramForm(x @ atoms.T, gram)
 
 
-def _parts(x: Tensor, atoms: Tensor, gram: Tensor | None) -> list[slice]:
+def _parts(x: Tensor, atoms: Tensor, gram: Tensor | None, k: int) -> list[slice]:
     """Return the rows that are worked on in step."""
-    size = ON_GPU if x.device.type != "cpu" else FITTING if gram is None else CACHED
-    return split(len(x), size // len(atoms))
+    if x.device.type != "cpu":  # what k atoms have in common is as large
+        return split(len(x), ON_GPU // max(len(atoms), k * k))
+    return split(len(x), (FITTING if gram is None else CACHED) // len(atoms))

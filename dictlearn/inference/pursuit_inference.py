@@ -15,29 +15,30 @@ from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, choice, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.engine import ENGINES
-from dictlearn.inference.exchange import STARTS, exchange_pursuit
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.objective import duality_gap
 from dictlearn.inference.pursuit import gradient_pursuit, matching_pursuit, omp
-from dictlearn.prox import Prox, TopK
+from dictlearn.prox import BatchTopK, Prox, TopK
 
 
 def kept(prox: Prox) -> int:
     """Return how many codes a pursuit keeps per row.
 
     Raises:
-        InputError: the sparsity is not topk.
+        InputError: the sparsity counts no codes.
     """
-    if not isinstance(prox, TopK):
+    if not isinstance(prox, TopK | BatchTopK):
         raise InputError(
             f"prox={type(prox).__name__.lower()} does not say how many atoms a pursuit may choose "
-            "per vector: choose prox=topk and set prox.k."
+            "per vector: choose prox=topk or prox=batch_topk, and set prox.k."
         )
     return prox.k
 
 
 class Pursuit(Inference):
     """Codes with at most `prox.k` atoms per row, chosen one after the other.
+
+    With `batch_topk` every row has k, too: which is k on average.
 
     Args:
         engine: `auto`, `torch` or `compiled` (numba, on a CPU).
@@ -77,11 +78,15 @@ class Pursuit(Inference):
         `duality_gap`.
         """
         k = kept(prox)
-        codes = self.pursue(x, atoms, k, initial)
+        return self.certified(self.pursue(x, atoms, k, initial), x, atoms, prox, certify)
+
+    @staticmethod
+    def certified(codes: Codes, x: Tensor, atoms: Tensor, prox: Prox, certify: bool) -> Solution:
+        """Return the codes with their gaps, if they are wanted."""
         gap = x.new_full((len(x),), torch.inf)
         if certify:
             gap = duality_gap(x, codes, atoms, prox)
-        return Solution(codes, gap, k, gap <= 0)
+        return Solution(codes, gap, codes.values.shape[1], gap <= 0)
 
     @abstractmethod
     def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
@@ -129,42 +134,3 @@ class GradientPursuit(Pursuit):
     def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
         """Start from zero codes, whatever `initial` is; see `Pursuit.pursue`."""
         return gradient_pursuit(x, atoms, k, engine=self.engine)
-
-
-class ExchangePursuit(Pursuit):
-    """Pursuit that takes choices back, the lowest error at equal L0; see `exchange_pursuit`.
-
-    Args:
-        rounds: of exchange, at most.
-        block: atoms exchanged at a time; None for a quarter of k.
-        start: `l1` or `zero`.
-        engine: `auto`, `torch` or `compiled` (numba, on a CPU).
-
-    Raises:
-        InputError: an option is out of its range.
-    """
-
-    def __init__(
-        self,
-        rounds: int = 8,
-        block: int | None = None,
-        start: str = "l1",
-        engine: str = "auto",
-    ) -> None:
-        super().__init__(engine)
-        self.rounds = whole_number("inference.rounds", rounds)
-        self.block = None if block is None else whole_number("inference.block", block)
-        self.start = choice("inference.start", start, STARTS)
-
-    def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
-        """Start from the support of `initial`, if given; see `Pursuit.pursue`."""
-        return exchange_pursuit(
-            x,
-            atoms,
-            k,
-            rounds=self.rounds,
-            block=self.block,
-            start=self.start,
-            initial=initial,
-            engine=self.engine,
-        )

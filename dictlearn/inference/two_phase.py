@@ -14,9 +14,9 @@ from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.objective import objective
-from dictlearn.inference.price import Price
+from dictlearn.inference.price import Price, over_processes
 from dictlearn.inference.working_set import WorkingSet, price_for_l0
-from dictlearn.prox import Prox, Soft, TopK
+from dictlearn.prox import BatchTopK, Prox, Soft, TopK
 
 
 class TwoPhase(Inference):
@@ -27,10 +27,10 @@ class TwoPhase(Inference):
     part of the run fits it to the codes it will be used with. The encoder goes on learning on
     the moving dictionary beside, so that a run leaves both a faithful and a fast code.
 
-    With a convex sparsity all three work on the same problem. With topk the exact codes are
-    those of the l1 problem, and lambda is steered so that they have `l0_factor * prox.k` codes a
-    row on average. With `encoder_share=0` this is alternating minimisation; with `update=frozen` it
-    distils an encoder for a dictionary that is given.
+    With a convex sparsity all three work on the same problem. With topk or batch_topk the exact
+    codes are those of the l1 problem, and lambda is steered so that they have `l0_factor * prox.k`
+    codes a row on average. With `encoder_share=0` this is alternating minimisation; with
+    `update=frozen` it distils an encoder for a dictionary that is given.
 
     Args:
         encoder: learned, with `prox`: alone in the first phase, trained along in the second.
@@ -38,8 +38,8 @@ class TwoPhase(Inference):
         use: codes after training, with `prox`: a pursuit, the solver, or an encoder's.
         encoder_share: share of the run that the first phase takes.
         use_share: share of the run, at its end, in which the codes of `use` move the atoms.
-        l0_factor: exact codes a row for every code that topk keeps. l1 shrinks codes, and some
-            more of them give better atoms for every L0 than as many as will be kept.
+        l0_factor: exact codes a row for every code that is kept in the end. l1 shrinks codes, and
+            some more of them give better atoms for every L0 than as many as will be kept.
         distil: what the encoder learns in the second phase: `objective` (to lower its own
             objective on the atoms as they are), `codes` (to come close to the exact codes), or
             `none` (nothing; it is not run either).
@@ -47,7 +47,7 @@ class TwoPhase(Inference):
             learn than the dictionary.
 
     Raises:
-        InputError: an option is out of its range, or the sparsity is neither convex nor topk.
+        InputError: an option is out of its range, or the sparsity is neither convex nor counted.
     """
 
     differentiable = True
@@ -97,14 +97,19 @@ class TwoPhase(Inference):
 
     def build(self, dictionary: Dictionary, prox: Prox) -> None:
         """Build all three; see `Inference.build`."""
-        if isinstance(prox, TopK):
+        if isinstance(prox, BatchTopK) and not self.use_share:
+            raise InputError(
+                "inference.use_share=0 leaves no step in which the price of a code is found that "
+                "gives prox.k codes on average: choose prox=topk, or a share of the run."
+            )
+        if isinstance(prox, TopK | BatchTopK):
             wanted = min(self.l0_factor * prox.k, dictionary.n_atoms / 2)
             self.price = Price(0.1, wanted)
         elif not prox.convex or not self.use.needs_price:
             raise InputError(
                 f"inference=two_phase ends with a pursuit that keeps prox.k atoms, and prox="
-                f"{type(prox).__name__.lower()} has no k: choose prox=topk, or inference=unrolled "
-                "update=adam, or for a convex prox inference=alternating."
+                f"{type(prox).__name__.lower()} has no k: choose prox=topk or batch_topk, or "
+                "inference=unrolled update=adam, or for a convex prox inference=alternating."
             )
         self.register_buffer("in_second", torch.tensor(False))
         self.encoder.build(dictionary, prox)
@@ -134,7 +139,9 @@ class TwoPhase(Inference):
         """Steer lambda while the codes are exact."""
         if not self.exact:
             self.encoder.observe(l0)
-        elif self.price is not None and not self.last:
+        elif self.last:
+            self.use.observe(l0)
+        elif self.price is not None:
             self.price.observe(l0)
 
     def forward(
@@ -182,7 +189,7 @@ class TwoPhase(Inference):
             return self.solver(x, atoms, prox)  # type: ignore[no-any-return]
         if self._unpriced:
             found = price_for_l0(x, atoms, self.price.target_l0, Soft(0.1))
-            self.price.lambda_.fill_(_common(found, x.device))
+            self.price.lambda_.fill_(over_processes(found, x.device))
             self._unpriced = False
         priced = Soft(0.1).priced(self.price.lambda_)
         return self.solver(x, atoms, priced)  # type: ignore[no-any-return]
@@ -194,12 +201,3 @@ def _of_rows(prox: Prox, chosen: Tensor) -> Prox:
     if isinstance(price, Tensor) and price.dim() > 0 and len(price) > 1:
         return prox.priced(price[chosen])
     return prox
-
-
-def _common(price: float, device: torch.device) -> Tensor:
-    """Return the geometric mean of the prices that the processes found."""
-    log_price = torch.tensor(price, device=device).log()
-    if torch.distributed.is_initialized():
-        torch.distributed.all_reduce(log_price)
-        log_price /= torch.distributed.get_world_size()
-    return log_price.exp()

@@ -10,8 +10,6 @@ Legend: n rows, m atoms, d width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -29,6 +27,7 @@ from dictlearn.inference.driver import (
 )
 from dictlearn.inference.engine import ENGINES, pick
 from dictlearn.inference.interface import Inference
+from dictlearn.inference.price import search_price
 from dictlearn.prox import Penalty, Priced, Prox, Relu, Soft
 
 PRECISIONS = ("auto", "float32", "float64")
@@ -187,8 +186,7 @@ def price_for_l0(
 ) -> float:
     """Return the price at which the optimal codes have `l0` codes a row on average.
 
-    Secant steps on log L0 against log lambda, kept inside the bracket found so far; every
-    problem starts from the codes of the last.
+    See `search_price`; every problem starts from the codes of the last.
 
     Args:
         x: `[n, d]`, a sample: 1000 rows give L0 to about 1 %.
@@ -203,40 +201,15 @@ def price_for_l0(
     Raises:
         InputError: `l0` is not reached by any price.
     """
-    if number("l0", l0, minimum=0.0) == 0:
-        raise InputError("l0=0 has no least price: ask for a mean number of codes above 0.")
     sparsity = Soft(0.1) if prox is None else prox
-    # No code is active from the largest correlation on.
-    high = math.log(max(float((x @ atoms.T).abs().amax()), 1e-30))
-    floor, low = high - math.log(1e4), -math.inf
-    position, before, found = high - math.log(8.0), None, 0.0
     codes: Codes | None = None
-    for _ in range(40):
-        priced = sparsity.priced(torch.tensor(math.exp(position)).to(x))
+
+    def count(price: float) -> float:
+        nonlocal codes
+        priced = sparsity.priced(torch.tensor(price).to(x))
         codes = solve(x, atoms, priced, tolerance=tolerance, initial=codes, engine=engine).codes
-        found = float(codes.l0().double().mean())
-        if abs(found - l0) <= accuracy * l0:
-            return math.exp(position)
-        low, high = (position, high) if found > l0 else (low, position)
-        here = (position, math.log(max(found, 0.1) / l0))
-        position = _next(here, before, low, high)
-        before = here
-        if position < floor:
-            raise InputError(
-                f"no price gives l0={l0} for these rows and atoms (the least gave {found:.1f}): "
-                f"ask for fewer codes; width {x.shape[1]} and {len(atoms)} atoms bound them."
-            )
-    # L0 of few rows jumps past the wanted number.
-    return math.exp(position)
+        return float(codes.l0().double().mean())
 
-
-def _next(
-    here: tuple[float, float], before: tuple[float, float] | None, low: float, high: float
-) -> float:
-    """Return the next log price from `(log price, log of L0 / target)` here and before."""
-    position, error = here
-    slope = -1.5
-    if before is not None and before[0] != position:
-        slope = max(-6.0, min(-0.5, (error - before[1]) / (position - before[0])))
-    wanted = position - max(-0.7, min(0.7, error / slope))
-    return wanted if low < wanted < high else (low + high) / 2
+    # No code is active from the largest correlation on.
+    high = max(float((x @ atoms.T).abs().amax()), 1e-30)
+    return search_price(count, l0, high / 8, (high / 1e4, high), accuracy)

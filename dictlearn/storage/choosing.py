@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from dictlearn import inference as inference_room
 from dictlearn import prox as prox_room
 from dictlearn.configuration import config_dir
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, nearest
-from dictlearn.inference import Inference
-from dictlearn.prox import Prox, Soft, TopK
+from dictlearn.inference import ExchangePursuit, Inference, price_for_exchange, price_for_l0
+from dictlearn.prox import BatchTopK, Prox, Soft, TopK
 
 
 def choose(
-    name: str, dictionary: Dictionary, prox: Prox, trained: Inference, options: dict[str, Any]
+    name: str,
+    dictionary: Dictionary,
+    prox: Prox,
+    trained: Inference,
+    options: dict[str, Any],
+    sample: Tensor | None = None,
 ) -> tuple[Inference, Prox]:
     """Return the inference of this name, built for the dictionary, and the sparsity it works with.
 
@@ -28,12 +34,14 @@ def choose(
         prox: the sparsity of training, kept unless `options` change it.
         trained: the inference of training, which knows its encoder and its price.
         options: those of the inference, by the keys of its file; `k` makes the sparsity topk,
-            `lambda_` soft.
+            `lambda_` soft. Without them it is that of training, at its price.
+        sample: rows `[n, d]` that are to have `k` codes on average: the price of a code, or of a
+            unit of code, is what makes it so.
 
     Raises:
         InputError: there is no such inference or option, or the sparsity does not fit it.
     """
-    options = dict(options)
+    options, same = dict(options), "k" not in options
     prox = _sparsity(prox, options)
     if name == "encoder":
         _refuse(options, [])
@@ -41,8 +49,15 @@ def choose(
     node = _file(name)
     _refuse(options, [key for key in node if key != "_target_"])
     inference: Inference = object_of(named({**node, **options}))
-    if isinstance(prox, TopK) and inference.needs_price:
+    if sample is not None:
+        inference, prox = _shared(inference, prox, sample, dictionary)
+    elif isinstance(prox, TopK | BatchTopK) and inference.needs_price:
         prox = _priced(trained, name)
+    elif isinstance(inference, ExchangePursuit) and isinstance(prox, BatchTopK):
+        if same:
+            inference = inference.at_price(_known_price(trained))
+        else:
+            prox = TopK(prox.k)
     inference.build(dictionary, prox)
     inference.reset(dictionary)
     inference.requires_grad_(False).eval()
@@ -60,6 +75,30 @@ def _sparsity(prox: Prox, options: dict[str, Any]) -> Prox:
     if "lambda_" in options:
         return Soft(options.pop("lambda_"))
     return prox
+
+
+def _shared(
+    inference: Inference, prox: Prox, sample: Tensor, dictionary: Dictionary
+) -> tuple[Inference, Prox]:
+    """Return inference and sparsity that give the sample `k` codes on average."""
+    if not isinstance(prox, TopK | BatchTopK):
+        raise InputError("sample= is what k codes on average are found on: give k=, too.")
+    atoms = dictionary.atoms.detach()
+    if isinstance(inference, ExchangePursuit):
+        price = price_for_exchange(sample, atoms, prox.k, engine=inference.engine)
+        return inference.at_price(price), BatchTopK(prox.k)
+    if inference.needs_price:
+        return inference, Soft(price_for_l0(sample, atoms, prox.k))
+    raise InputError(
+        "sample= is for inferences at a price (exchange, working_set, fista, ...): this one keeps "
+        "k codes in every row."
+    )
+
+
+def _known_price(trained: Inference) -> float | None:
+    """Return what a code must save in the pursuit that the dictionary was trained for."""
+    parts = (part for part in trained.modules() if isinstance(part, ExchangePursuit))
+    return next((part.known_price for part in parts), None)
 
 
 def _encoder(trained: Inference) -> Inference:

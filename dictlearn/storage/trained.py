@@ -75,18 +75,31 @@ class TrainedDictionary:
         self._transformer = None  # loaded there on its next use
         return self
 
-    def with_inference(self, name: str, **options: Any) -> TrainedDictionary:
+    @torch.no_grad()
+    def with_inference(
+        self,
+        name: str,
+        *,
+        sample: Tensor | HiddenStates | None = None,
+        layer: Layer = None,
+        **options: Any,
+    ) -> TrainedDictionary:
         """Return the same dictionary with another sparse inference; see `choosing.choose`.
 
         Args:
             name: of a file in ``conf/inference`` (`omp`, `working_set`, ...), or `encoder`: the
                 learned encoder alone.
+            sample: raw hidden states `[..., d]` that are to have `k` codes on average, some
+                hundred of them; every vector then has as many as are worth it. Left out: `k` each,
+                or what the price of training gives.
+            layer: of the sample, as in `encode`.
             options: of the inference (`tolerance`, ...) and of the sparsity (`k`, `lambda_`).
 
         Raises:
             InputError: there is no such inference or option, or the sparsity does not fit it.
         """
-        inference, prox = choose(name, self.dictionary, self.prox, self.inference, options)
+        rows = None if sample is None else self._rows(sample, layer)
+        inference, prox = choose(name, self.dictionary, self.prox, self.inference, options, rows)
         inference.to(self.atoms.device)
         other = TrainedDictionary(self.dictionary, prox, inference, self.normalization, self.about)
         other._transformer = self._transformer
@@ -148,10 +161,7 @@ class TrainedDictionary:
 
         The rows of `[..., d]` are coded one after the other, as `n` of them, all at once.
         """
-        vectors, layer = self._checked(hidden_states, layer)
-        layers = self._layers_of(vectors, layer)
-        rows = vectors.reshape(-1, self.dictionary.width).float()
-        x = self.dictionary.centre(self._normalize(rows, layers))
+        x = self._rows(hidden_states, layer)
         solution: Solution = self.inference(x, self.dictionary.atoms, self.prox, certify=True)
         return solution
 
@@ -191,6 +201,13 @@ class TrainedDictionary:
             parts.append(hidden[:, 0, len(before) : len(before) + len(part)].float())
         return torch.cat(parts, dim=1), ids
 
+    def _rows(self, hidden_states: Tensor | HiddenStates, layer: Layer) -> Tensor:
+        """Return raw vectors `[..., d]` as rows `[n, d]` in the space of the atoms."""
+        vectors, layer = self._checked(hidden_states, layer)
+        layers = self._layers_of(vectors, layer, depth=5)
+        rows = vectors.reshape(-1, self.dictionary.width).float()
+        return self.dictionary.centre(self._normalize(rows, layers))
+
     def _checked(self, hidden_states: Tensor | HiddenStates, layer: Layer) -> tuple[Tensor, Layer]:
         if isinstance(hidden_states, HiddenStates):
             layer = hidden_states.layer
@@ -203,8 +220,11 @@ class TrainedDictionary:
             )
         return hidden_states.to(self.atoms.device), layer
 
-    def _layers_of(self, values: Tensor, layer: Layer) -> Tensor | None:
-        """Return the layer of every row of `values` seen as `[rows, ...]`, or None if unknown."""
+    def _layers_of(self, values: Tensor, layer: Layer, depth: int = 4) -> Tensor | None:
+        """Return the layer of every row of `values` seen as `[rows, ...]`, or None if unknown.
+
+        A warning is the line's that is so many calls away.
+        """
         lead = values.shape[:-1]
         if layer is None:
             if len(self.layers) == 1 or self.normalization.kind == "none":
@@ -215,7 +235,7 @@ class TrainedDictionary:
                 warnings.warn(
                     "layer= was not given: the mean statistics of all layers are used. "
                     f"Give layer=, one of {self.layers}.",
-                    stacklevel=4,  # who called encode, decode or infer
+                    stacklevel=depth,
                 )
                 return None
         wanted = torch.as_tensor(layer, dtype=torch.int64, device=values.device).flatten()

@@ -134,6 +134,8 @@ def main() -> None:
     """Validate on all processes of the group."""
     made = trainer(gallery(Path(sys.argv[1])), strategy="ddp", devices=2)
     made.validate(Planted(), datamodule=SmallText(), verbose=False)
+    made.strategy.barrier()  # none leaves while another still speaks to it
+    torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

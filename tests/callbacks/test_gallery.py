@@ -222,7 +222,8 @@ def test_positive_finite_codes_are_kept_in_compact_columns() -> None:
 
 
 def test_two_processes_write_the_page_of_one(tmp_path: Path) -> None:
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    here = ["--standalone", "--local-addr=127.0.0.1"]  # no name of this host need be known
+    command = ["-m", "torch.distributed.run", *here, "--nproc_per_node=2", "-m"]
     done = subprocess.run(
         [sys.executable, *command, "tests.callbacks.small_text", str(tmp_path / "two")],
         check=False,

@@ -277,7 +277,7 @@ def test_mistakes_are_named(pursue: Pursue) -> None:
         (OrthogonalMatchingPursuit(), omp),
         (ExchangePursuit(), exchange_pursuit),
         (
-            ExchangePursuit(1, 3, "zero"),
+            ExchangePursuit(1, 3, start="zero"),
             lambda *a: exchange_pursuit(*a, rounds=1, block=3, start="zero"),
         ),
         (OrthogonalMatchingPursuit(2, "torch"), lambda *a: omp(*a, atoms_per_step=2)),

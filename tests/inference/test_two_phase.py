@@ -8,6 +8,7 @@ import torch
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.inference import (
+    ExchangePursuit,
     OrthogonalMatchingPursuit,
     Solution,
     TwoPhase,
@@ -16,7 +17,7 @@ from dictlearn.inference import (
     duality_gap,
     objective,
 )
-from dictlearn.prox import Jump, Prox, Soft, TopK
+from dictlearn.prox import BatchTopK, Jump, Prox, Soft, TopK
 from tests.inference.problems import Problem, dictionary_of, problem
 
 K = 4
@@ -73,6 +74,34 @@ def test_exact_codes_begin_at_the_wanted_l0_and_are_held_there() -> None:
             inference.price.lambda_ *= 3  # an atom moved: far too few codes now
         inference.observe(l0)
     assert abs(float(l0) - 2 * K) < 0.25 * K
+
+
+def test_the_last_phase_shares_codes_out_at_a_price_that_use_keeps() -> None:
+    inference = TwoPhase(
+        Unrolled(n_layers=1), WorkingSet(), ExchangePursuit(), encoder_share=0.2, use_share=0.2
+    )
+    inference, made, dictionary, prox = built(inference, BatchTopK(K))
+    use = inference.use
+    assert isinstance(use, ExchangePursuit)
+    for fraction, l0, known in ((0.0, K, False), (0.3, 2 * K, False), (0.9, K, True)):
+        inference.advance(fraction)
+        solution: Solution = inference(made.x, dictionary.atoms, prox)
+        found = solution.codes.l0().float().mean()
+        inference.observe(found)
+        assert abs(float(found) - l0) < 0.1 * l0
+        assert (use.known_price is not None) == known
+    before = use.known_price
+    inference.observe(torch.tensor(2.0 * K))  # now the price of codes is steered, not lambda
+    assert use.known_price is not None
+    assert before is not None
+    assert use.known_price > before
+    after: Solution = inference.eval()(made.x, dictionary.atoms, prox)
+    assert len(set(after.codes.l0().tolist())) > 2
+
+
+def test_codes_that_are_shared_out_need_a_last_phase() -> None:
+    with pytest.raises(InputError, match=r"use_share=0.*prox=topk"):
+        built(two_phase(use_share=0.0), BatchTopK(K))
 
 
 @pytest.mark.parametrize("distil", ["objective", "codes", "none"])

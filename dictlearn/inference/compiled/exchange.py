@@ -33,6 +33,7 @@ def exchange(
     start: Atoms,
     block: int,
     rounds: int,
+    price: float,
     tolerances: tuple[float, float],
     values: Array,
     indices: Atoms,
@@ -45,6 +46,7 @@ def exchange(
         start: atoms to begin with, `[n, s]`, -1 where there are fewer; `s <= k`.
         block: atoms added, and then dropped, in a round.
         rounds: at most.
+        price: squared error that a code must save; 0: every row has k codes.
         tolerances: smallest useful correlation, as a share of the row's largest one, and the
             smallest share of an atom that must be new.
         values: zeros `[n, k]`, filled.
@@ -66,11 +68,14 @@ def exchange(
                 q[size] = c[j]
                 size += 1
         size = fit(b[i], gram, held, size, scratch, limits)
-        best = _keep(b[i], held, a, size, 0.0, values[i], indices[i])
+        if price > 0.0:
+            size = _shrink(b[i], gram, held, size, k, price, scratch)
+        best = _keep(b[i], held, a, size, price, 0.0, values[i], indices[i])
         for _ in range(rounds):
-            size = _grow(b[i], gram, held, size, most, c, short, lanes, scratch, limits)
-            size = _shrink(b[i], gram, held, size, k, scratch)
-            found = _keep(b[i], held, a, size, best * BETTER, values[i], indices[i])
+            goal = min(most, size + block) if price > 0.0 else most
+            size = _grow(b[i], gram, held, size, goal, c, short, lanes, scratch, limits)
+            size = _shrink(b[i], gram, held, size, k, price, scratch)
+            found = _keep(b[i], held, a, size, price, best * BETTER, values[i], indices[i])
             if found <= best * BETTER:
                 break
             best = found
@@ -78,10 +83,17 @@ def exchange(
 
 @compiled
 def _keep(
-    b: Array, held: Atoms, a: Floats, size: int, least: float, values: Array, indices: Atoms
+    b: Array,
+    held: Atoms,
+    a: Floats,
+    size: int,
+    price: float,
+    least: float,
+    values: Array,
+    indices: Atoms,
 ) -> float:
-    """Copy codes that explain more energy than `least`; return how much they do."""
-    explained = 0.0
+    """Copy codes that explain more energy, less their price, than `least`; return how much."""
+    explained = -price * size
     for u in range(size):
         explained += a[u] * b[held[u]]
     if explained > least:
@@ -126,19 +138,28 @@ def _grow(
 
 @compiled
 def _shrink(
-    b: Array, gram: Array, held: Atoms, size: int, k: int, scratch: tuple[Floats, ...]
+    b: Array,
+    gram: Array,
+    held: Atoms,
+    size: int,
+    k: int,
+    price: float,
+    scratch: tuple[Floats, ...],
 ) -> int:
-    """Drop the atom whose loss raises the error least, and fit, until `k` are held.
+    """Drop the atom whose loss raises the error least, and fit, until all are worth their place.
 
-    Without atom u the squared error rises by `a_u^2 / H_uu` (of the least squares).
+    Without atom u the squared error rises by `a_u^2 / H_uu` (of the least squares). At most `k`
+    are left, and each of them saves its price.
     """
     inverse, a, q, target, _work, _g = scratch
-    while size > k:
+    while size > 0:
         least, loss = 0, np.inf
         for u in range(size):
             found = a[u] * a[u] / inverse[u, u]
             if found < loss:
                 least, loss = u, found
+        if size <= k and loss >= price:
+            break
         for u in range(size):
             target[u] = a[u]
         drop(inverse, held, a, target, least, size)
