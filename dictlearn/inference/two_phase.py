@@ -43,8 +43,7 @@ class TwoPhase(Inference):
         distil: what the encoder learns in the second phase: `objective` (to lower its own
             objective on the atoms as they are), `codes` (to come close to the exact codes), or
             `none` (nothing; it is not run either).
-        distil_every: of so many rows of a batch one is the encoder's lesson: it has far less to
-            learn than the dictionary.
+        distil_every: of so many rows of a batch one is the encoder's lesson.
 
     Raises:
         InputError: an option is out of its range, or the sparsity is neither convex nor counted.
@@ -62,7 +61,7 @@ class TwoPhase(Inference):
         use_share: float = 0.2,
         l0_factor: float = 2.0,
         distil: str = "objective",
-        distil_every: int = 4,
+        distil_every: int = 1,
     ) -> None:
         super().__init__()
         self.encoder, self.solver, self.use = encoder, solver, use
