@@ -111,36 +111,40 @@ def exchange_pursuit(
     if initial is None and start == "l1":
         initial = rough_l1(x, atoms, k, price, engine)
     given = first_support(initial, k, x)
+    if not price:
+        pairs = _exchanged(x, atoms, k, given, options, limits, engine)
+        return as_codes(pairs, len(atoms))
     # Rows that will have about as many codes are worked on in step.
-    order = (given >= 0).sum(1).argsort() if price else torch.arange(len(x), device=x.device)
-    x, given = x[order], given[order]
+    order = (given >= 0).sum(1).argsort()
+    pairs = _exchanged(x[order], atoms, k, given[order], options, limits, engine)
+    values, indices = (part[order.argsort()] for part in pairs)
+    if x.device.type == "cpu" and len(x):  # elsewhere the host would wait for the fullest row
+        width = max(1, int((indices >= 0).sum(1).amax()))
+        values, indices = values[:, :width], indices[:, :width]
+    return as_codes((values, indices), len(atoms))
+
+
+def _exchanged(
+    x: Tensor,
+    atoms: Tensor,
+    k: int,
+    start: Tensor,
+    options: Options,
+    limits: Limits,
+    engine: str,
+) -> Pairs:
+    """Return the codes of `exchange_pursuit` from the supports `start`, by either engine."""
 
     def compiled(rows: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
         from dictlearn.inference.compiled.exchange import exchange
 
-        exchange(
-            b,
-            gram,
-            given[rows].numpy(),
-            *options,
-            (limits.useful, limits.independent),
-            values,
-            indices,
-        )
+        tolerances = (limits.useful, limits.independent)
+        exchange(b, gram, start[rows].numpy(), *options, tolerances, values, indices)
 
-    pairs = pursue(
-        x,
-        atoms,
-        k,
-        engine,
-        compiled,
-        lambda form, rows: exchange_rows(form, k, given[rows], options, limits),
-    )
-    values, indices = (part[order.argsort()] for part in pairs)
-    if price and x.device.type == "cpu":  # elsewhere the host would wait for the fullest row
-        width = max(1, int((indices >= 0).sum(1).amax())) if len(x) else 1
-        values, indices = values[:, :width], indices[:, :width]
-    return as_codes((values, indices), len(atoms))
+    def in_torch(form: Form, rows: slice) -> Pairs:
+        return exchange_rows(form, k, start[rows], options, limits)
+
+    return pursue(x, atoms, k, engine, compiled, in_torch)
 
 
 @torch.no_grad()
