@@ -78,7 +78,18 @@ def best(found: list[Found], part: str, m: int, n_vectors: int) -> Found | None:
 
 def all_rates(found: list[Found], m: int, levels: tuple[int, ...]) -> Table:
     """Return the table of all trainings."""
-    columns = ["part", "who", "method", "rate", "vectors", "CPU s", "encode us", "silent", "L0"]
+    columns = [
+        "part",
+        "who",
+        "method",
+        "rate",
+        "vectors",
+        "CPU s",
+        "encode us",
+        "TopK encodes",
+        "silent",
+        "L0",
+    ]
     pursued = [*(f"omp@{k}" for k in levels), f"exchange@{K}", f"shared@{K}", f"shared_l0@{K}"]
     names = [f"own @{k}" for k in levels] + [name.replace("@", " @") for name in pursued]
     table = Table(f"FVU at L0, n_atoms={m}", [*columns, *names])
@@ -90,6 +101,7 @@ def all_rates(found: list[Found], m: int, levels: tuple[int, ...]) -> Table:
             entry["n_vectors"],
             entry["cpu"],
             entry.get("encode_us"),
+            entry.get("topk_encodes"),
             entry.get(f"silent@{K}"),
             entry.get(f"l0@{K}"),
         ]
@@ -132,11 +144,8 @@ def verdicts(
 
 def affordable(found: list[Found], m: int) -> Found | None:
     """Return the best encoder whose inference costs at most 2.5 times one TopK encode."""
-    presets = [e for e in of(found, "presets", m) if e["method"] == "topk" and "encode_us" in e]
-    if not presets:
-        return None
-    limit = AFFORDABLE * min(float(entry["encode_us"]) for entry in presets)
-    return lowest([e for e in of(found, "encoders", m) if e["encode_us"] <= limit])
+    encoders = [entry for entry in of(found, "encoders", m) if "topk_encodes" in entry]
+    return lowest([entry for entry in encoders if entry["topk_encodes"] <= AFFORDABLE])
 
 
 def topk_of(found: list[Found], m: int, n_vectors: int) -> Found | None:

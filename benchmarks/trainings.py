@@ -173,7 +173,20 @@ class Shop:
             figures[f"silent@{k}"] = float((fired == 0).double().mean())
         some = self.held[:1024]
         figures["encode_us"] = 1e6 * time_of(lambda: run.codes(some), some) / len(some)
+        if training.part == "encoders":
+            figures["topk_encodes"] = self._topk_encodes(run, training.n_atoms, some)
         return figures
+
+    def _topk_encodes(self, run: ours.Run, m: int, some: Tensor, turns: int = 9) -> float:
+        """Return what an encode of the run costs, in encodes of a TopK autoencoder in turn."""
+        overrides = [entry.format(k=self.k) for entry in OVERRIDES["topk"]]
+        topk = ours.Run([*overrides, f"dictionary.n_atoms={m}"], self.x, self.arguments.batch, 8192)
+        topk.train(training_order(len(self.x), 8192, 0))
+        both = [
+            (time_of(lambda: run.codes(some), some, 1), time_of(lambda: topk.codes(some), some, 1))
+            for _ in range(turns)
+        ]
+        return min(one for one, _ in both) / min(other for _, other in both)
 
     def _levels(self, training: Training, run: ours.Run) -> list[int]:
         """Return the k at which the run's own inference is evaluated."""
