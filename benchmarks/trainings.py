@@ -180,8 +180,9 @@ class Shop:
     def _topk_encodes(self, run: ours.Run, m: int, some: Tensor, turns: int = 9) -> float:
         """Return what an encode of the run costs, in encodes of a TopK autoencoder in turn."""
         overrides = [entry.format(k=self.k) for entry in OVERRIDES["topk"]]
-        topk = ours.Run([*overrides, f"dictionary.n_atoms={m}"], self.x, self.arguments.batch, 8192)
-        topk.train(training_order(len(self.x), 8192, 0))
+        n = min(100_000, self.arguments.n_vectors)  # one that has just begun is slower
+        topk = ours.Run([*overrides, f"dictionary.n_atoms={m}"], self.x, self.arguments.batch, n)
+        topk.train(training_order(len(self.x), n, 0))
         both = [
             (time_of(lambda: run.codes(some), some, 1), time_of(lambda: topk.codes(some), some, 1))
             for _ in range(turns)
