@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
-from dictlearn.errors import choice, number, whole_number
+from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.exchange import MOST, STARTS, exchange_pursuit, price_for_exchange
 from dictlearn.inference.price import Price, over_processes
@@ -101,13 +101,19 @@ class ExchangePursuit(Pursuit):
             return super().forward(x, atoms, prox, initial, certify)
         k, price = prox.k, self.known_price if prox == self._built else self.fixed
         if price is None and self.training and self.steered is not None:
-            found = price_for_exchange(x[:SAMPLE], atoms, k, engine=self.engine)
-            self.steered.lambda_.fill_(over_processes(found, x.device))
+            self.steered.lambda_.fill_(over_processes(self._first_price(x, atoms, k), x.device))
             price = self.known_price
         if price is not None:
             k = min(MOST * k, len(atoms))
         codes = self._pursue(x, atoms, k, initial, price or 0.0)
         return self.certified(codes, x, atoms, prox, certify)
+
+    def _first_price(self, x: Tensor, atoms: Tensor, k: int) -> float:
+        some = x[:: max(1, len(x) // SAMPLE)]  # of all layers
+        try:
+            return price_for_exchange(some, atoms, k, engine=self.engine)
+        except InputError:  # fewer codes are of use, whatever they cost: no reason to end a run
+            return torch.finfo(x.dtype).eps * float(some.square().sum(1).mean())
 
     def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
         """Start from the support of `initial`, if given; see `Pursuit.pursue`."""

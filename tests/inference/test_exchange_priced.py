@@ -132,6 +132,16 @@ def test_training_finds_the_price_of_k_codes_on_average_and_use_keeps_it() -> No
     assert inference.known_price is None
 
 
+def test_more_codes_than_are_of_use_do_not_end_a_training() -> None:
+    given, prox = problem(n=20, d=8, m=64), BatchTopK(30)
+    inference = ExchangePursuit()
+    inference.build(dictionary_of(given.atoms), prox)
+    codes = inference.train()(*given, prox).codes
+    assert error(given, codes).mean() < 0.1 * given.x.square().sum(1).mean()
+    assert inference.known_price is not None
+    assert inference.known_price > 0
+
+
 def test_the_price_goes_along_with_the_state() -> None:
     dictionary, prox = dictionary_of(LARGE.atoms), BatchTopK(5)
     one, two = ExchangePursuit(), ExchangePursuit()
