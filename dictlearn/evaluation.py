@@ -20,6 +20,7 @@ from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
 from dictlearn.inference import refit
 from dictlearn.metrics.frontier import Coded, HeldOut, Point, measure
 from dictlearn.noise import quiet
+from dictlearn.seeding import generator
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.saved import load
 from dictlearn.storage.trained import TrainedDictionary
@@ -38,7 +39,7 @@ COUNTED = (
 )
 PRICED = ("working_set", "working_set+refit")
 AT_A_PRICE = ("working_set", "fista", "ista", "greedy_fista")
-PRICE_ROWS = 512
+PRICE_ROWS = 1024
 
 
 class Result(NamedTuple):
@@ -179,10 +180,14 @@ def _point(
 
 
 def _spread(trained: TrainedDictionary, held_out: HeldOut) -> dict[str, Tensor]:
-    """Return some vectors of all documents, to find prices on."""
-    step = max(1, len(held_out.x) // PRICE_ROWS)
-    layer = trained.normalization.layers[held_out.row[::step]]
-    return {"sample": held_out.vectors[::step], "layer": layer}
+    """Return some vectors of all documents, to find prices on.
+
+    Drawn, as every so-manieth would be at the same places of its sequence.
+    """
+    n, device = len(held_out.x), held_out.x.device
+    drawn = torch.randperm(n, generator=generator(0, "evaluate.price"))[:PRICE_ROWS].to(device)
+    layer = trained.normalization.layers[held_out.row[drawn]]
+    return {"sample": held_out.vectors[drawn], "layer": layer}
 
 
 def _line(point: Point) -> str:

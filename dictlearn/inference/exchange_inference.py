@@ -16,6 +16,7 @@ from dictlearn.inference.exchange import MOST, STARTS, exchange_pursuit, price_f
 from dictlearn.inference.price import Price, over_processes
 from dictlearn.inference.pursuit_inference import Pursuit
 from dictlearn.prox import BatchTopK, Prox
+from dictlearn.seeding import generator
 
 SAMPLE = 512
 """Rows by which training finds its first price; from there on it is steered."""
@@ -109,7 +110,8 @@ class ExchangePursuit(Pursuit):
         return self.certified(codes, x, atoms, prox, certify)
 
     def _first_price(self, x: Tensor, atoms: Tensor, k: int) -> float:
-        some = x[:: max(1, len(x) // SAMPLE)]  # of all layers
+        drawn = torch.randperm(len(x), generator=generator(0, "inference.price"))[:SAMPLE]
+        some = x[drawn.to(x.device)]
         try:
             return price_for_exchange(some, atoms, k, engine=self.engine)
         except InputError:  # fewer codes are of use, whatever they cost: no reason to end a run
