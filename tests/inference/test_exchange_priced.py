@@ -2,6 +2,7 @@
 
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -151,6 +152,35 @@ def test_the_price_goes_along_with_the_state() -> None:
     two.load_state_dict(one.state_dict())
     assert one.known_price == two.known_price
     assert one.known_price is not None
+
+
+def _first_price(rows: slice) -> float:
+    inference = ExchangePursuit(engine="torch")
+    inference.build(dictionary_of(LARGE.atoms), BatchTopK(5))
+    inference.train()(LARGE.x[rows], LARGE.atoms, BatchTopK(5))
+    assert inference.known_price is not None
+    return inference.known_price
+
+
+HALVES = (slice(0, 150), slice(150, None))
+
+
+def _process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    (Path(folder) / f"{rank}.txt").write_text(repr(_first_price(HALVES[rank])))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_begin_with_one_price_between_theirs(tmp_path: Path) -> None:
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
+        _process, (str(tmp_path),), nprocs=2, start_method="fork"
+    )
+    first, second = (float((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1))
+    alone = [_first_price(half) for half in HALVES]
+    assert first == second
+    assert alone[0] != alone[1]
+    assert first == pytest.approx((alone[0] * alone[1]) ** 0.5, rel=1e-4)
 
 
 def test_a_price_that_is_given_is_not_steered() -> None:
