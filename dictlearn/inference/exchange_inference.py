@@ -11,7 +11,6 @@ from torch import Tensor
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, choice, number, whole_number
-from dictlearn.inference.driver import Solution
 from dictlearn.inference.exchange import MOST, STARTS, exchange_pursuit, price_for_exchange
 from dictlearn.inference.price import Price, over_processes
 from dictlearn.inference.pursuit_inference import Pursuit
@@ -89,25 +88,17 @@ class ExchangePursuit(Pursuit):
         price = float(self.steered.lambda_)
         return price if price < torch.inf else None
 
-    def forward(
-        self,
-        x: Tensor,
-        atoms: Tensor,
-        prox: Prox,
-        initial: Codes | None = None,
-        certify: bool = False,
-    ) -> Solution:
-        """Return k-sparse codes; see `Pursuit.forward`."""
+    def coded(self, x: Tensor, atoms: Tensor, prox: Prox, initial: Codes | None) -> Codes:
+        """Share codes out where `prox` is batch_topk; see `Pursuit.coded`."""
         if not isinstance(prox, BatchTopK):
-            return super().forward(x, atoms, prox, initial, certify)
+            return super().coded(x, atoms, prox, initial)
         k, price = prox.k, self.known_price if prox == self._built else self.fixed
         if price is None and self.training and self.steered is not None:
             self.steered.lambda_.fill_(over_processes(self._first_price(x, atoms, k), x.device))
             price = self.known_price
         if price is not None:
             k = min(MOST * k, len(atoms))
-        codes = self._pursue(x, atoms, k, initial, price or 0.0)
-        return self.certified(codes, x, atoms, prox, certify)
+        return self._pursue(x, atoms, k, initial, price or 0.0)
 
     def _first_price(self, x: Tensor, atoms: Tensor, k: int) -> float:
         drawn = torch.randperm(len(x), generator=generator(0, "inference.price"))[:SAMPLE]

@@ -77,16 +77,15 @@ class Pursuit(Inference):
         The gap, if it is wanted, says how far they are from l1 codes with the same support; see
         `duality_gap`.
         """
-        k = kept(prox)
-        return self.certified(self.pursue(x, atoms, k, initial), x, atoms, prox, certify)
-
-    @staticmethod
-    def certified(codes: Codes, x: Tensor, atoms: Tensor, prox: Prox, certify: bool) -> Solution:
-        """Return the codes with their gaps, if they are wanted."""
+        codes = self.coded(x, atoms, prox, initial)
         gap = x.new_full((len(x),), torch.inf)
         if certify:
             gap = duality_gap(x, codes, atoms, prox)
         return Solution(codes, gap, codes.values.shape[1], gap <= 0)
+
+    def coded(self, x: Tensor, atoms: Tensor, prox: Prox, initial: Codes | None) -> Codes:
+        """Return codes as sparse as `prox` says, for `x: [n, d]` and `atoms: [m, d]`."""
+        return self.pursue(x, atoms, kept(prox), initial)
 
     @abstractmethod
     def pursue(self, x: Tensor, atoms: Tensor, k: int, initial: Codes | None) -> Codes:
