@@ -22,7 +22,7 @@ from dictlearn.prox import Penalty
 
 GROW = 24
 """Atoms added to a working set in a round; 16 to 32 measured alike."""
-CHUNK, PLACES = 128, 128
+CHUNK, PLACES = 128, 160
 """Rows whose Gram matrices fit the cache together, and the places that they have at least."""
 COARSE = 2.0**-7
 """Bound of the error of a product of unit rows in bfloat16, whose unit roundoff is 2^-8."""

@@ -76,6 +76,8 @@ def _records(data: bytes) -> Iterator[Any]:
         if left < LEAD or (kind, length) == (PADDING, 0):
             at += left
             continue
+        if at + LEAD + length > len(data):
+            return  # W&B's service is in the middle of writing this one.
         whole += data[at + LEAD : at + LEAD + length]
         at += LEAD + length
         if kind in (FULL, LAST):
