@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.inference.compiled import screening
-from dictlearn.inference.compiled.problem import Problem, Sets
+from dictlearn.inference.compiled.problem import Problem, Sets, pack
 from dictlearn.inference.driver import Solution
 from dictlearn.inference.engine import has_fast_bfloat16, use_threads
 from dictlearn.inference.working_set_codes import rows_of, support_of
@@ -63,7 +63,7 @@ def _packed(done: list[Sets], x: Tensor, m: int, rounds: int, tolerance: float) 
     values, indices = x.new_empty(len(x), max(k, 1)), torch.empty(len(x), max(k, 1)).long()
     for first, sets in enumerate(done):
         part = slice(first * CHUNK, first * CHUNK + CHUNK)
-        screening.pack(sets, m, values[part].numpy(), indices[part].numpy())
+        pack(sets, m, values[part].numpy(), indices[part].numpy())
     gap = torch.from_numpy(np.concatenate([sets.gap for sets in done])) if done else x[:, 0]
     return Solution(Codes(values, indices, m), gap, rounds, gap <= tolerance)
 
@@ -107,6 +107,7 @@ def _sets(x: Tensor, initial: Codes | None, penalty: Penalty, room: Any) -> Sets
     s = room.shape[1] if k + GROW <= room.shape[1] else _room(k + GROW)
     sets = Sets(
         np.zeros((n, s), np.int64),
+        np.zeros((n, s), dtype),
         np.zeros((n, s), dtype),
         room[:n] if s == room.shape[1] else np.empty((n, s, s), dtype),
         np.zeros(n, np.int64),
@@ -185,7 +186,11 @@ def _with_room(sets: Sets, wanted: int) -> Sets:
     if wanted <= s:
         return sets
     more = _room(wanted + GROW)
-    atoms, codes = np.zeros((n, more), np.int64), np.zeros((n, more), sets.codes.dtype)
+    larger = {
+        name: np.zeros((n, more), getattr(sets, name).dtype) for name in ("atoms", "codes", "q")
+    }
+    for name, places in larger.items():
+        places[:, :s] = getattr(sets, name)
     gram = np.empty((n, more, more), sets.gram.dtype)
-    atoms[:, :s], codes[:, :s], gram[:, :s, :s] = sets.atoms, sets.codes, sets.gram
-    return sets._replace(atoms=atoms, codes=codes, gram=gram)
+    gram[:, :s, :s] = sets.gram
+    return sets._replace(**larger, gram=gram)
