@@ -7,7 +7,7 @@ that all see the same load; medians of CPU and wall seconds. Ours is the learner
 `inference=autoencoder prox=topk`; the peers are stepped by their own trainers. `--memory` measures
 the peak memory of a step in fresh processes instead, also with update rules that keep less than
 Adam (whose first moment we keep in bfloat16); ours is the median of three processes, because what
-the allocator keeps differs by 40 MB. `--exact` is dictionary learning with exact codes.
+the allocator keeps differs by 40 MB.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import ours, peers, vectors
-from benchmarks.measure import Clock, peak_bytes, resident_bytes, training_order
+from benchmarks.measure import Clock, peak_bytes, resident_bytes
 from benchmarks.table import Cell, Table, machine, ratio, write_json
 
 BARS = {"eai-sparsify": 2.5, "dictionary-learning": 5.5, "sae-lens": 6.0}
 TRAINED = ("eai-sparsify", "dictionary-learning", "sae-lens", "overcomplete")
 AUTOENCODER = ("inference=autoencoder", "prox=topk")
-EXACT = ("inference=working_set", "prox=soft", "update=hessian_diagonal")
 COMPOSITIONS: dict[str, tuple[str, ...]] = {
     "dictlearn": (),
     "dictlearn update=signum": ("update=signum",),
@@ -169,32 +168,6 @@ def step_table(
     return figures
 
 
-def exact(arguments: argparse.Namespace) -> dict[str, Cell]:
-    """Learn a dictionary with exact codes, and print vectors per CPU second."""
-    rows = vectors.rows(arguments)
-    x = rows.load()[0].to(arguments.device)
-    n, batch = (3_000, 512) if arguments.quick else (120_000, arguments.exact_batch)
-    m = min(1536, arguments.n_atoms)
-    overrides = [*EXACT, f"dictionary.n_atoms={m}", "prox.lambda_=0.06", "++prox.target_l0=32"]
-    overrides.append("inference.tolerance=0.001")
-    run = ours.Run(overrides, x, batch, n)
-    order = training_order(len(x), n, 0)
-    half = n // 2 // batch * batch
-    first, second = run.train(order[:half]), run.train(order[half:])
-    l0 = float(run.codes(x[:1024]).l0().float().mean())
-    print(f"{rows.about}\n{machine(arguments.device, arguments.threads)}\n")
-    columns = ["part of the run", "vectors / CPU s", "vectors / s", "L0"]
-    table = Table(f"Exact dictionary learning, n_atoms={m}, gap 1e-3, batch {batch}", columns)
-    figures: dict[str, Cell] = {"exact/l0": l0}
-    for name, count, spent in (("first half", half, first), ("second half", n - half, second)):
-        table.row(name, round(count / spent["cpu"]), round(count / spent["wall"]), l0)
-        figures[f"exact/{name}/vectors_per_cpu_second"] = count / spent["cpu"]
-    whole = n / (first["cpu"] + second["cpu"])
-    table.row("all", ratio(whole, 8000, at_most=False), None, None)
-    table.print()
-    return figures | {"exact/vectors_per_cpu_second": whole}
-
-
 def memory(arguments: argparse.Namespace) -> dict[str, Cell]:
     """Measure the peak memory of two steps of ours and of a peer, each in a fresh process."""
     m, d, batch = (1024, 64, 512) if arguments.quick else (24_576, 768, 4096)
@@ -272,9 +245,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4096)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--exact-batch", type=int, default=512)
     parser.add_argument("--memory", action="store_true", help="peak memory, not speed")
-    parser.add_argument("--exact", action="store_true", help="exact dictionary learning")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--composition", default="", help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
@@ -284,12 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if arguments.quick:
         arguments.repeats, arguments.n_atoms, arguments.batch = 1, 512, 512
-    parts = [("memory", memory), ("exact", exact)]
-    wanted = [part for name, part in parts if getattr(arguments, name)] or [speed]
-    figures: dict[str, Cell] = {}
-    for part in wanted:
-        figures |= part(arguments)
-    write_json(arguments.json, figures)
+    write_json(arguments.json, (memory if arguments.memory else speed)(arguments))
 
 
 if __name__ == "__main__":

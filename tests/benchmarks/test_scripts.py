@@ -9,8 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import frontier, methods, ours, solvers, synthetic, training_step
+from benchmarks import (
+    exact_learning,
+    frontier,
+    gram_descent,
+    methods,
+    ours,
+    solvers,
+    synthetic,
+    training_step,
+)
 from benchmarks.measure import training_order
+from dictlearn.inference import WorkingSet
+from dictlearn.prox import Soft
 
 
 @pytest.fixture
@@ -45,9 +56,27 @@ def test_memory_is_measured_in_a_process_of_its_own(given: list[str], tmp_path: 
     assert found["memory/dictlearn/above_mb"] >= found["memory/dictlearn/step_mb"] > 0
 
 
-def test_exact_dictionary_learning_is_timed(given: list[str], tmp_path: Path) -> None:
-    training_step.main([*given, "--exact", "--no-peers"])
-    assert figures(tmp_path)["exact/vectors_per_cpu_second"] > 0
+def test_exact_dictionary_learning_is_timed_beside_the_prototype(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact_learning.main([*given, "--batch", "128"])
+    found = figures(tmp_path)
+    assert capsys.readouterr().out.count("no network in tests") == 2
+    for name in (exact_learning.OURS, exact_learning.PROTOTYPE, exact_learning.AT_PRICE):
+        assert found[f"exact/{name}/vectors_per_cpu_second"] > 0
+        assert found[f"exact/{name}/objective"] < 0.5
+    assert found["exact/seed/ours_faster"] > 1
+
+
+def test_the_prototype_finds_the_codes_of_the_exact_solver() -> None:
+    draws = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(96, 32, generator=draws), dim=1)
+    x = torch.randn(64, 32, generator=draws)
+    codes = torch.zeros(64, 96)
+    gram, b = (atoms @ atoms.T).numpy(), (x @ atoms.T).numpy()
+    gram_descent._descend(b, gram, x.square().sum(1).numpy(), 0.5, 1e-6, codes.numpy())
+    exact = WorkingSet(tolerance=1e-6)(x, atoms, Soft(0.5)).codes.dense()
+    torch.testing.assert_close(codes, exact, atol=5e-3, rtol=0)
 
 
 def test_solvers_reach_their_gap_and_pursuits_keep_k(given: list[str], tmp_path: Path) -> None:
