@@ -23,9 +23,6 @@ from dictlearn.inference.compiled.coordinate_descent import (
 BINS = 512
 KEEP = 0.9
 """Idle places whose correlation is below this share of their price are given up."""
-ANEW = 1e-4
-"""Below this gap, correlations of a working set are computed anew: those that the small problem
-leaves behind have the rounding errors of its steps."""
 LOOSE = 0.05
 """Share of the largest excess ratio to which a small problem is solved, before its own 0.2."""
 
@@ -61,9 +58,16 @@ def _largest(c: Any) -> Any:
 
 
 @compiled
-def _look(
-    c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any, tolerance: Any
-) -> Any:
+def _renew(i: int, problem: Any, sets: Any, r: Any) -> None:
+    """Compute the correlations of the working set with the residual itself."""
+    size, q = sets.size[i], sets.q[i]
+    dots(problem.atoms, r, sets.atoms[i], 0, size, q)
+    for t in range(size):
+        q[t] -= problem.ridge * sets.codes[i, t]
+
+
+@compiled
+def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any) -> Any:
     """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
 
     `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
@@ -77,10 +81,8 @@ def _look(
     if slack == 0:
         for t in range(size):
             q[t] = c[chosen[t]] - problem.ridge * sets.codes[i, t]
-    elif sets.filled[i] < size or tolerance < ANEW:
-        dots(problem.atoms, r, chosen, 0, size, q)
-        for t in range(size):
-            q[t] -= problem.ridge * sets.codes[i, t]
+    elif sets.filled[i] < size:  # else the small problem has left them
+        _renew(i, problem, sets, r)
     if problem.signed:
         for j in range(len(c)):
             c[j] = abs(c[j])
@@ -238,8 +240,11 @@ def _round(
     ratio = np.empty(len(c), r.dtype)
     p = np.empty(s, r.dtype)
     _widen(c, ratio)
-    largest = _look(ratio, i, problem, sets, r, p, slack, tolerance)
+    largest = _look(ratio, i, problem, sets, r, p, slack)
     gap = _gap(i, problem, sets, r, p, largest)
+    if gap <= tolerance and slack > 0:
+        _renew(i, problem, sets, r)  # the certificate is of the codes, not of what is remembered
+        gap = _gap(i, problem, sets, r, p, largest)
     sets.gap[i] = gap
     if gap > tolerance and not last:
         _drop(i, sets, p)
