@@ -135,6 +135,7 @@ def seed_learner(x: Tensor, atoms: Tensor, arguments: argparse.Namespace) -> Lea
 
 def held_out(x: Tensor, atoms: Tensor, price: float) -> dict[str, float]:
     """Return objective, FVU and L0 of rows `[n, d]` by certified codes."""
+    atoms = atoms.to(x)
     codes = WorkingSet(tolerance=1e-4)(x, atoms, Soft(price)).codes
     decoded = reconstruct(codes, atoms)
     cost = price * codes.values.sum(1)
