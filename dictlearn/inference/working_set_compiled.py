@@ -108,7 +108,6 @@ def _sets(x: Tensor, initial: Codes | None, penalty: Penalty, room: Any) -> Sets
     sets = Sets(
         np.zeros((n, s), np.int64),
         np.zeros((n, s), dtype),
-        np.zeros((n, s), dtype),
         room[:n] if s == room.shape[1] else np.empty((n, s, s), dtype),
         np.zeros(n, np.int64),
         np.zeros(n, np.int64),
@@ -186,11 +185,7 @@ def _with_room(sets: Sets, wanted: int) -> Sets:
     if wanted <= s:
         return sets
     more = _room(wanted + GROW)
-    larger = {
-        name: np.zeros((n, more), getattr(sets, name).dtype) for name in ("atoms", "codes", "q")
-    }
-    for name, places in larger.items():
-        places[:, :s] = getattr(sets, name)
+    atoms, codes = np.zeros((n, more), np.int64), np.zeros((n, more), sets.codes.dtype)
     gram = np.empty((n, more, more), sets.gram.dtype)
-    gram[:, :s, :s] = sets.gram
-    return sets._replace(**larger, gram=gram)
+    atoms[:, :s], codes[:, :s], gram[:, :s, :s] = sets.atoms, sets.codes, sets.gram
+    return sets._replace(atoms=atoms, codes=codes, gram=gram)

@@ -119,17 +119,12 @@ def _factor_and_solve(low: Any, z: Any, k: Any, least: Any) -> None:
         for e in range(j):
             total -= row[e] * z[e]
         z[j] = total * inverse
-        for i in range(j + 1, k, 4):  # four products at a time share what they load
-            u, v, w = min(i + 1, k - 1), min(i + 2, k - 1), min(i + 3, k - 1)
-            r0, r1, r2, r3 = low[i], low[u], low[v], low[w]
-            t0, t1, t2, t3 = r0[j], r1[j], r2[j], r3[j]
+        for i in range(j + 1, k):
+            other = low[i]
+            total = other[j]
             for e in range(j):
-                value = row[e]
-                t0 -= r0[e] * value
-                t1 -= r1[e] * value
-                t2 -= r2[e] * value
-                t3 -= r3[e] * value
-            r0[j], r1[j], r2[j], r3[j] = t0 * inverse, t1 * inverse, t2 * inverse, t3 * inverse
+                total -= other[e] * row[e]
+            other[j] = total * inverse
     for j in range(k - 1, -1, -1):
         row = low[j]
         z[j] *= row[j]
@@ -226,14 +221,14 @@ def solve_local(h: Any, q: Any, p: Any, a: Any, size: Any, signed: Any, exact: A
     least = q.dtype.type(1e-4 if q.itemsize == 4 else 1e-10)
     for trial in range(300):
         # Where atoms hardly differ, cut Newton steps lead nowhere for long, and sweeps do.
-        for _ in range(4 if trial < 20 else 40):
+        for _ in range(2 if trial < 20 else 40):
             _sweep(h, q, p, a, size, signed)
-        missed = q.dtype.type(0)
-        for t in range(size):
-            if a[t] != 0:
-                missed = max(missed, abs(abs(q[t]) / p[t] - 1))
-            else:
-                missed = max(missed, (abs(q[t]) if signed else q[t]) / p[t] - 1)
-        if missed <= exact:
-            return
-        _newton(h, q, p, a, size, low, active, z, g, least)
+        if _newton(h, q, p, a, size, low, active, z, g, least) == 0:
+            missed = q.dtype.type(0)
+            for t in range(size):
+                if a[t] != 0:
+                    missed = max(missed, abs(abs(q[t]) / p[t] - 1))
+                else:
+                    missed = max(missed, (abs(q[t]) if signed else q[t]) / p[t] - 1)
+            if missed <= exact:
+                return
