@@ -28,6 +28,7 @@ from dictlearn.inference.driver import (
 from dictlearn.inference.engine import ENGINES, pick
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.price import search_price
+from dictlearn.inference.working_set_codes import merged, rows_of
 from dictlearn.prox import Penalty, Priced, Prox, Relu, Soft
 
 PRECISIONS = ("auto", "float32", "float64")
@@ -40,7 +41,8 @@ class WorkingSet(Inference):
         tolerance: largest allowed relative duality gap, below 1e-5 in float64.
         max_rounds: bound on the rounds; a row needs 3 or 4, a hard one 10.
         engine: `auto`, `torch` or `compiled`: machine code on a CPU, see `pick`.
-        precision: `auto`, `float32` or `float64`; auto takes float64 below a tolerance of 1e-5.
+        precision: `auto`, `float32` or `float64`; auto takes float64 below a tolerance of 1e-5,
+            and for rows whose gap float32 cannot lower to it (prices near its rounding errors).
 
     Raises:
         InputError: an option is out of its range.
@@ -124,8 +126,8 @@ def solve(
         gram: `Phi Phi^T`, `[m, m]`, where it is at hand: rows then gather their products from
             it. Where it is not, computing it for one batch does not pay.
         engine: see `pick`.
-        precision: see `working_dtype`.
-        max_rounds: bound on the rounds of every convex problem.
+        precision: see `WorkingSet`.
+        max_rounds: bound on the rounds of every convex problem in one precision.
 
     Returns:
         k-sparse codes, their gaps (before the codes are rounded to the dtype of `x`), and in
@@ -149,8 +151,18 @@ def solve(
     else:
         run = working_set_torch.run
 
+    rescue = dtype == torch.float32 and precision == "auto" and x.device.type != "mps"
+
     def one(penalty: Penalty, start: Codes | None) -> Solution:
-        return run(work, table, penalty, start, products, tolerance, max_rounds)
+        found = run(work, table, penalty, start, products, tolerance, max_rounds)
+        if rescue and bool(found.stuck.any()):
+            rows = found.stuck.nonzero()[:, 0]
+            again = run(
+                work[rows].double(), table.double(), penalty.rows(rows).to(table.double()),
+                rows_of(found.codes, rows), None, tolerance, max_rounds,
+            )  # fmt: skip
+            found = merged(found, again, rows)
+        return Solution(found.codes, found.gap, found.rounds, found.gap <= tolerance)
 
     return in_rounds(work, sparsity, initial, one, x.dtype)
 

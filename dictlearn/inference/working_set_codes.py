@@ -5,10 +5,31 @@ Legend: n rows, m atoms, k kept codes per row.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from dictlearn.codes import Codes
+
+PATIENCE = 8
+"""Rounds in which a gap has to halve; where it does not, it is at the rounding errors."""
+
+
+class Attempt(NamedTuple):
+    """What the rounds of one precision came to.
+
+    Attributes:
+        codes: k-sparse.
+        gap: relative duality gap `[n]`.
+        rounds: of the slowest row.
+        stuck: bool `[n]`, rows that were left because more rounds would not have helped.
+    """
+
+    codes: Codes
+    gap: Tensor
+    rounds: int
+    stuck: Tensor
 
 
 def rows_of(codes: Codes, keep: Tensor | slice) -> Codes:
@@ -60,3 +81,14 @@ def put_together(
     for rows, values, indices in parts:
         all_values[rows], all_indices[rows] = widened(values, indices, k)
     return Codes(all_values, all_indices, n_atoms)
+
+
+def merged(first: Attempt, again: Attempt, rows: Tensor) -> Attempt:
+    """Return an attempt with some rows replaced by those of another, in the dtype of the first."""
+    kept = (~first.stuck).nonzero()[:, 0]
+    values, indices = support_of(rows_of(first.codes, kept))
+    more, places = support_of(again.codes)
+    parts = [(kept, values, indices), (rows, more.to(values), places)]
+    gap = first.gap.index_copy(0, rows, again.gap.to(first.gap))
+    codes = put_together(parts, values, len(gap), first.codes.n_atoms)
+    return Attempt(codes, gap, first.rounds + again.rounds, first.stuck)

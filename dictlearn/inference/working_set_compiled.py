@@ -15,9 +15,8 @@ from torch import Tensor
 from dictlearn.codes import Codes
 from dictlearn.inference.compiled import screening
 from dictlearn.inference.compiled.problem import Problem, Sets, pack
-from dictlearn.inference.driver import Solution
 from dictlearn.inference.engine import has_fast_bfloat16, use_threads
-from dictlearn.inference.working_set_codes import rows_of, support_of
+from dictlearn.inference.working_set_codes import PATIENCE, Attempt, rows_of, support_of
 from dictlearn.prox import Penalty
 
 GROW = 24
@@ -38,34 +37,36 @@ def run(
     gram: Tensor | None,
     tolerance: float,
     max_rounds: int,
-) -> Solution:
+) -> Attempt:
     """Solve one convex problem; see `solve`. All tensors are on the CPU and of one dtype."""
     x, atoms = x.contiguous(), atoms.contiguous()
     coarse = has_fast_bfloat16(x)
     screen = atoms.bfloat16() if coarse else atoms
-    done, most, room = [], 0, np.empty((CHUNK, PLACES, PLACES), x.numpy().dtype)
+    done, left, most, room = [], [], 0, np.empty((CHUNK, PLACES, PLACES), x.numpy().dtype)
     for first in range(0, len(x), CHUNK):
         part = slice(first, first + CHUNK)
         problem = _problem(x[part], atoms, penalty, gram, part)
         start = None if initial is None else rows_of(initial, part)
         sets = _sets(x[part], start, penalty, room)
-        sets, rounds = _solve(problem, sets, screen, tolerance, max_rounds)
+        sets, stuck, rounds = _solve(problem, sets, screen, tolerance, max_rounds)
         if len(sets.gram) == CHUNK:
             room = sets.gram
         done.append(sets._replace(gram=problem.gram[:0]))
+        left.append(torch.from_numpy(stuck))
         most = max(most, rounds)
-    return _packed(done, x, len(atoms), most, tolerance)
+    codes, gap = _packed(done, x, len(atoms))
+    return Attempt(codes, gap, most, torch.cat(left) if left else gap.bool())
 
 
-def _packed(done: list[Sets], x: Tensor, m: int, rounds: int, tolerance: float) -> Solution:
-    """Return the codes of all chunks, as wide as the row with most of them."""
+def _packed(done: list[Sets], x: Tensor, m: int) -> tuple[Codes, Tensor]:
+    """Return codes and gaps of all chunks; the codes are as wide as the row with most of them."""
     k = max((int((sets.codes != 0).sum(1).max()) for sets in done), default=1)
     values, indices = x.new_empty(len(x), max(k, 1)), torch.empty(len(x), max(k, 1)).long()
     for first, sets in enumerate(done):
         part = slice(first * CHUNK, first * CHUNK + CHUNK)
         pack(sets, m, values[part].numpy(), indices[part].numpy())
     gap = torch.from_numpy(np.concatenate([sets.gap for sets in done])) if done else x[:, 0]
-    return Solution(Codes(values, indices, m), gap, rounds, gap <= tolerance)
+    return Codes(values, indices, m), gap
 
 
 def _problem(
@@ -108,6 +109,7 @@ def _sets(x: Tensor, initial: Codes | None, penalty: Penalty, room: Any) -> Sets
     sets = Sets(
         np.zeros((n, s), np.int64),
         np.zeros((n, s), dtype),
+        np.zeros((n, s), dtype),
         room[:n] if s == room.shape[1] else np.empty((n, s, s), dtype),
         np.zeros(n, np.int64),
         np.zeros(n, np.int64),
@@ -122,8 +124,12 @@ def _sets(x: Tensor, initial: Codes | None, penalty: Penalty, room: Any) -> Sets
 
 def _solve(
     problem: Problem, sets: Sets, screen: Tensor, tolerance: float, max_rounds: int
-) -> tuple[Sets, int]:
-    """Take rounds with the rows of a chunk until all have left; return where they ended."""
+) -> tuple[Sets, Array, int]:
+    """Take rounds with the rows of a chunk until all have left.
+
+    Returns:
+        Where the rows ended, which were left stuck, and the rounds.
+    """
     dtype = problem.x.dtype
     coarse = screen.dtype == torch.bfloat16
     atoms = torch.from_numpy(problem.atoms)
@@ -133,6 +139,7 @@ def _solve(
         loop = screening.advance_in_parallel
     rows = np.arange(len(problem.x))
     r = _residual(problem, sets)
+    stuck, before = np.zeros(len(rows), np.bool_), sets.gap.copy()
     rounds = 0
     while True:
         # The last look only measures the gap, so that it is that of the codes returned.
@@ -157,11 +164,14 @@ def _solve(
             last,
         )
         stay = sets.gap[rows] > tolerance
+        if rounds > 0 and rounds % PATIENCE == 0 and dtype == np.float32 and not last:
+            stuck[rows] = stay & (sets.gap[rows] > before[rows] / 2)
+            stay, before = stay & ~stuck[rows], sets.gap.copy()
         rows, r = rows[stay], r[stay]
         if last or len(rows) == 0:
             break
         rounds += 1
-    return sets, rounds
+    return sets, stuck, rounds
 
 
 def _residual(problem: Problem, sets: Sets) -> Any:
@@ -185,7 +195,11 @@ def _with_room(sets: Sets, wanted: int) -> Sets:
     if wanted <= s:
         return sets
     more = _room(wanted + GROW)
-    atoms, codes = np.zeros((n, more), np.int64), np.zeros((n, more), sets.codes.dtype)
+    larger = {
+        name: np.zeros((n, more), getattr(sets, name).dtype) for name in ("atoms", "codes", "q")
+    }
+    for name, places in larger.items():
+        places[:, :s] = getattr(sets, name)
     gram = np.empty((n, more, more), sets.gram.dtype)
-    atoms[:, :s], codes[:, :s], gram[:, :s, :s] = sets.atoms, sets.codes, sets.gram
-    return sets._replace(atoms=atoms, codes=codes, gram=gram)
+    gram[:, :s, :s] = sets.gram
+    return sets._replace(**larger, gram=gram)

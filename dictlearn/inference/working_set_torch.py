@@ -12,10 +12,15 @@ import torch
 from torch import Tensor
 
 from dictlearn.codes import Codes
-from dictlearn.inference.driver import Solution
 from dictlearn.inference.engine import has_fast_bfloat16
 from dictlearn.inference.objective import gap_of
-from dictlearn.inference.working_set_codes import put_together, rows_of, support_of
+from dictlearn.inference.working_set_codes import (
+    PATIENCE,
+    Attempt,
+    put_together,
+    rows_of,
+    support_of,
+)
 from dictlearn.kernels import reconstruct, top_indices
 from dictlearn.prox import Penalty
 from dictlearn.prox.penalty import shrunk
@@ -61,23 +66,23 @@ def run(
     gram: Tensor | None,
     tolerance: float,
     max_rounds: int,
-) -> Solution:
+) -> Attempt:
     """Solve one convex problem; see `solve`. All tensors are on one device and of one dtype."""
     # On a CPU the Gram matrices of a chunk stay in the cache; a GPU wants all rows at once.
     size = CHUNK if x.device.type == "cpu" else max(256, 2**28 // (128 * x.shape[1]))
     # The places of a chunk are those of its fullest row, and long rows have most codes.
     order = torch.linalg.vector_norm(x, dim=1).argsort()
-    gap = x.new_empty(len(x))
+    gap, stuck = x.new_empty(len(x)), torch.zeros(len(x), dtype=torch.bool, device=x.device)
     parts, most = [], 0
     for rows in torch.split(order, size) if len(x) > 0 else ():
         start = None if initial is None else rows_of(initial, rows)
         part = _solve(x[rows], atoms, penalty.rows(rows), start, gram, tolerance, max_rounds)
         assert part.codes.indices is not None
         parts.append((rows, part.codes.values, part.codes.indices))
-        gap[rows] = part.gap
-        most = max(most, part.steps)
+        gap[rows], stuck[rows] = part.gap, part.stuck
+        most = max(most, part.rounds)
     codes = put_together(parts, x, len(x), len(atoms))
-    return Solution(codes, gap, most, gap <= tolerance)
+    return Attempt(codes, gap, most, stuck)
 
 
 def _solve(
@@ -88,7 +93,7 @@ def _solve(
     gram: Tensor | None,
     tolerance: float,
     max_rounds: int,
-) -> Solution:
+) -> Attempt:
     """Solve a chunk of rows: look, let those that are done leave, grow, solve, again."""
     n, m = len(x), len(atoms)
     codes = Codes(x.new_zeros(n, 1), torch.zeros(n, 1, dtype=torch.int64, device=x.device), m)
@@ -98,6 +103,7 @@ def _solve(
     rows = torch.arange(n, device=x.device)
     left: list[tuple[Tensor, Tensor, Tensor]] = []
     gap = x.new_full((n,), torch.inf)
+    before, stuck = gap.clone(), torch.zeros_like(gap, dtype=torch.bool)
     rough = COARSE if initial is None and has_fast_bfloat16(x) else 0
     narrow = atoms.bfloat16() if rough else atoms
     rounds = 0
@@ -112,6 +118,9 @@ def _solve(
             done = now <= tolerance
             if rounds == max_rounds:
                 done = torch.ones_like(done)
+            elif rounds > 0 and rounds % PATIENCE == 0 and x.dtype == torch.float32:
+                stuck[rows] = ~done & (now > before[rows] / 2)
+                done, before = done | stuck[rows], gap.clone()
             # The one place where the host waits for the device: once a round.
             n_done = int(done.sum())
             if n_done > 0:
@@ -124,7 +133,7 @@ def _solve(
         effort = 1 if rounds < EASY else min(2 ** (rounds - EASY + 1), 64)
         codes = _round(codes, residual, c, atoms, gram, penalty, effort)
         rounds += 1
-    return Solution(put_together(left, x, n, m), gap, rounds, gap <= tolerance)
+    return Attempt(put_together(left, x, n, m), gap, rounds, stuck)
 
 
 def _round(

@@ -1,5 +1,8 @@
 """The small problem of one row's working set, by coordinate descent and Newton steps.
 
+Where the active atoms are sums of each other, Newton steps have no one aim and sweeps take
+thousands: `part` first trades such atoms until those left are independent.
+
 Legend: d width, t, u places of a working set, `size` of them in use, k active ones;
 h its Gram matrix, q its correlations with the residual, p its prices, a its codes.
 """
@@ -12,6 +15,10 @@ from typing import Any
 import numpy as np
 
 from dictlearn.inference.compiled import compiled
+from dictlearn.inference.compiled.dependent import part
+
+SWEEPS, TRIALS = 4, 100
+"""Sweeps before a Newton step, and how often both are tried; some 25 were the most needed."""
 
 
 @compiled
@@ -101,46 +108,51 @@ def _sweep(h: Any, q: Any, p: Any, a: Any, size: Any, signed: Any) -> Any:
 
 
 @compiled
-def _factor_and_solve(low: Any, z: Any, k: Any, least: Any) -> None:
+def _factor_and_solve(low: Any, z: Any, k: Any, least: Any) -> Any:
     """Replace `z` by the solution of `(L L^T) y = z`, where `low` holds the matrix's lower half.
 
     Cholesky; the diagonal holds the inverses of L's. An atom that hardly differs from the ones
-    before has no pivot, and gets no change.
+    before has no pivot, and gets no change. Returns whether there are any.
     """
     one = z.dtype.type(1)
+    dependent = False
     for j in range(k):
         row = low[j]
         pivot = row[j]
         for e in range(j):
             pivot -= row[e] * row[e]
-        inverse = one / math.sqrt(pivot) if pivot > least else z.dtype.type(1e-12)
+        inverse = z.dtype.type(1e-12)
+        if pivot > least:
+            inverse = one / math.sqrt(pivot)
+        else:
+            dependent = True
         row[j] = inverse
         total = z[j]
         for e in range(j):
             total -= row[e] * z[e]
         z[j] = total * inverse
-        for i in range(j + 1, k):
-            other = low[i]
-            total = other[j]
+        for i in range(j + 1, k, 4):  # four products at a time share what they load
+            u, v, w = min(i + 1, k - 1), min(i + 2, k - 1), min(i + 3, k - 1)
+            r0, r1, r2, r3 = low[i], low[u], low[v], low[w]
+            t0, t1, t2, t3 = r0[j], r1[j], r2[j], r3[j]
             for e in range(j):
-                total -= other[e] * row[e]
-            other[j] = total * inverse
+                value = row[e]
+                t0 -= r0[e] * value
+                t1 -= r1[e] * value
+                t2 -= r2[e] * value
+                t3 -= r3[e] * value
+            r0[j], r1[j], r2[j], r3[j] = t0 * inverse, t1 * inverse, t2 * inverse, t3 * inverse
     for j in range(k - 1, -1, -1):
         row = low[j]
         z[j] *= row[j]
         for e in range(j):
             z[e] -= z[j] * row[e]
+    return dependent
 
 
 @compiled
-def _newton(
-    h: Any, q: Any, p: Any, a: Any, size: Any, low: Any, active: Any, z: Any, g: Any, least: Any
-) -> Any:
-    """Step to the minimum over the active codes' signs; return how many codes it cut to zero.
-
-    Codes that would change sign are cut to zero; where that would go uphill, the step ends where
-    the first one reaches zero.
-    """
+def _gather(h: Any, q: Any, p: Any, a: Any, size: Any, low: Any, active: Any, z: Any) -> Any:
+    """Write the active places, their Gram matrix and slopes; return their number."""
     k = 0
     for t in range(size):
         if a[t] != 0:
@@ -153,7 +165,24 @@ def _newton(
             lower[j] = row[active[j]]
         lower[i] = row[t]
         z[i] = q[t] - p[t] if a[t] > 0 else q[t] + p[t]
-    _factor_and_solve(low, z, k, least)
+    return k
+
+
+@compiled
+def _newton(
+    h: Any, q: Any, p: Any, a: Any, size: Any, low: Any, active: Any, z: Any, g: Any, least: Any
+) -> Any:
+    """Step to the minimum over the active codes' signs; return how many codes it cut to zero.
+
+    Codes that would change sign are cut to zero; where that would go uphill, the step ends where
+    the first one reaches zero.
+    """
+    k = _gather(h, q, p, a, size, low, active, z)
+    dependent = _factor_and_solve(low, z, k, least)
+    if dependent:
+        part(h, q, p, a, size, least)
+        k = _gather(h, q, p, a, size, low, active, z)
+        _factor_and_solve(low, z, k, least)
     cut = 0
     share = q.dtype.type(1)
     for i in range(k):
@@ -209,8 +238,20 @@ def _descent(h: Any, q: Any, p: Any, a: Any, active: Any, z: Any, g: Any, k: Any
 
 
 @compiled
-def solve_local(h: Any, q: Any, p: Any, a: Any, size: Any, signed: Any, exact: Any) -> None:
-    """Minimise over a working set, in place.
+def _missed(q: Any, p: Any, a: Any, size: Any, signed: Any) -> Any:
+    """Return by which share a correlation misses its price, or exceeds it where no code is."""
+    missed = q.dtype.type(0)
+    for t in range(size):
+        if a[t] != 0:
+            missed = max(missed, abs(abs(q[t]) / p[t] - 1))
+        else:
+            missed = max(missed, (abs(q[t]) if signed else q[t]) / p[t] - 1)
+    return missed
+
+
+@compiled
+def solve_local(h: Any, q: Any, p: Any, a: Any, size: Any, signed: Any, exact: Any) -> Any:
+    """Minimise over a working set, in place; return the trials taken.
 
     Sweeps of coordinate descent find the support, a Newton step solves it; until no price is
     missed by more than the share `exact`. No step goes uphill.
@@ -219,16 +260,12 @@ def solve_local(h: Any, q: Any, p: Any, a: Any, size: Any, signed: Any, exact: A
     z, g = np.empty(size, q.dtype), np.empty(size, q.dtype)
     active = np.empty(size, np.int64)
     least = q.dtype.type(1e-4 if q.itemsize == 4 else 1e-10)
-    for trial in range(300):
-        # Where atoms hardly differ, cut Newton steps lead nowhere for long, and sweeps do.
-        for _ in range(2 if trial < 20 else 40):
+    for trial in range(TRIALS):
+        for _ in range(SWEEPS):
             _sweep(h, q, p, a, size, signed)
-        if _newton(h, q, p, a, size, low, active, z, g, least) == 0:
-            missed = q.dtype.type(0)
-            for t in range(size):
-                if a[t] != 0:
-                    missed = max(missed, abs(abs(q[t]) / p[t] - 1))
-                else:
-                    missed = max(missed, (abs(q[t]) if signed else q[t]) / p[t] - 1)
-            if missed <= exact:
-                return
+        if _missed(q, p, a, size, signed) <= exact:
+            return trial
+        cut = _newton(h, q, p, a, size, low, active, z, g, least)
+        if cut == 0 and _missed(q, p, a, size, signed) <= exact:
+            return trial
+    return TRIALS

@@ -42,6 +42,7 @@ class Sets(NamedTuple):
     Attributes:
         atoms: of the working set, int64 `[n, s]`.
         codes: `[n, s]`, zero beyond the row's size.
+        q: correlations with the residual less the ridge, `[n, s]`, where the Gram matrix is known.
         gram: `[n, s, s]`.
         size: places in use, int64 `[n]`.
         filled: places whose Gram matrix is known, int64 `[n]`.
@@ -50,6 +51,7 @@ class Sets(NamedTuple):
 
     atoms: Any
     codes: Any
+    q: Any
     gram: Any
     size: Any
     filled: Any

@@ -1,8 +1,8 @@
 """One round of the working-set solver over a batch of rows: look, leave or grow, solve.
 
 Legend: n rows of the chunk, m atoms, d width, s places of a working set; c correlations of all
-atoms with the residual r, q those of the working set, h its Gram matrix, p its prices,
-a its codes, w the weights of the prices.
+atoms with the residual r, q those of the working set less the ridge, h its Gram matrix, p its
+prices, a its codes, w the weights of the prices.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from dictlearn.inference.compiled.coordinate_descent import (
 BINS = 512
 KEEP = 0.9
 """Idle places whose correlation is below this share of their price are given up."""
+LOOSE = 0.05
+"""Share of the largest excess ratio to which a small problem is solved, before its own 0.2."""
 
 
 @compiled
@@ -56,7 +58,16 @@ def _largest(c: Any) -> Any:
 
 
 @compiled
-def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, slack: Any) -> Any:
+def _renew(i: int, problem: Any, sets: Any, r: Any) -> None:
+    """Compute the correlations of the working set with the residual itself."""
+    size, q = sets.size[i], sets.q[i]
+    dots(problem.atoms, r, sets.atoms[i], 0, size, q)
+    for t in range(size):
+        q[t] -= problem.ridge * sets.codes[i, t]
+
+
+@compiled
+def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any) -> Any:
     """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
 
     `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
@@ -64,21 +75,20 @@ def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, slack
     """
     weights = problem.weights[min(i, len(problem.weights) - 1)]
     worths = problem.worths[min(i, len(problem.worths) - 1)]
-    chosen, size, price = sets.atoms[i], sets.size[i], problem.price[i]
+    chosen, size, q, price = sets.atoms[i], sets.size[i], sets.q[i], problem.price[i]
     zero = r.dtype.type(0)
     per_price = r.dtype.type(1) / price
-    if slack > 0:
-        dots(problem.atoms, r, chosen, 0, size, q)
-    else:
+    if slack == 0:
         for t in range(size):
-            q[t] = c[chosen[t]]
+            q[t] = c[chosen[t]] - problem.ridge * sets.codes[i, t]
+    elif sets.filled[i] < size:  # else the small problem has left them
+        _renew(i, problem, sets, r)
     if problem.signed:
         for j in range(len(c)):
             c[j] = abs(c[j])
     for j in range(len(c)):
         c[j] *= per_price * worths[j]
     for t in range(size):
-        q[t] -= problem.ridge * sets.codes[i, t]
         p[t] = price * weights[chosen[t]]
         c[chosen[t]] = r.dtype.type(-1e30)
     largest = _largest(c)
@@ -103,9 +113,9 @@ def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, slack
 
 
 @compiled
-def _gap(i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, largest: Any) -> Any:
+def _gap(i: int, problem: Any, sets: Any, r: Any, p: Any, largest: Any) -> Any:
     """Return the relative duality gap; see `duality_gap`."""
-    zero = r.dtype.type(0)
+    q, zero = sets.q[i], r.dtype.type(0)
     energy, fit, cost = zero, zero, zero
     for e in range(len(r)):
         energy += r[e] * r[e]
@@ -126,9 +136,9 @@ def _gap(i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, largest: Any) 
 
 
 @compiled
-def _drop(i: int, sets: Any, q: Any, p: Any) -> None:
+def _drop(i: int, sets: Any, p: Any) -> None:
     """Give up the idle places that are far from their price."""
-    chosen, codes, h = sets.atoms[i], sets.codes[i], sets.gram[i]
+    chosen, codes, q, h = sets.atoms[i], sets.codes[i], sets.q[i], sets.gram[i]
     k, filled = 0, 0
     kept = np.empty(sets.size[i], np.int64)
     for t in range(sets.size[i]):
@@ -228,25 +238,28 @@ def _round(
     """Take one round with a row; see `_advance`."""
     s = sets.atoms.shape[1]
     ratio = np.empty(len(c), r.dtype)
-    q, p = np.empty(s, r.dtype), np.empty(s, r.dtype)
+    p = np.empty(s, r.dtype)
     _widen(c, ratio)
-    largest = _look(ratio, i, problem, sets, r, q, p, slack)
-    gap = _gap(i, problem, sets, r, q, p, largest)
+    largest = _look(ratio, i, problem, sets, r, p, slack)
+    gap = _gap(i, problem, sets, r, p, largest)
+    if gap <= tolerance and slack > 0:
+        _renew(i, problem, sets, r)  # the certificate is of the codes, not of what is remembered
+        gap = _gap(i, problem, sets, r, p, largest)
     sets.gap[i] = gap
     if gap > tolerance and not last:
-        _drop(i, sets, q, p)
+        _drop(i, sets, p)
         old = sets.size[i]
         _add(i, ratio, min(grow, s - old), largest, sets)
-        _solve(i, problem, sets, r, q, p, old, tolerance)
+        # Far from the end, what is left out costs more than what is not solved to the last digit.
+        enough = max(tolerance, r.dtype.type(LOOSE) * (largest - 1))
+        _solve(i, problem, sets, r, p, old, enough)
 
 
 @compiled
-def _solve(
-    i: int, problem: Any, sets: Any, r: Any, q: Any, p: Any, old: int, tolerance: Any
-) -> None:
+def _solve(i: int, problem: Any, sets: Any, r: Any, p: Any, old: int, tolerance: Any) -> None:
     """Solve a row's small problem, whose places from `old` on are new, and renew its residual."""
     weights = problem.weights[min(i, len(problem.weights) - 1)]
-    chosen, size, codes = sets.atoms[i], sets.size[i], sets.codes[i]
+    chosen, size, codes, q = sets.atoms[i], sets.size[i], sets.codes[i], sets.q[i]
     dots(problem.atoms, r, chosen, old, size, q)
     for t in range(old, size):
         p[t] = problem.price[i] * weights[chosen[t]]
