@@ -151,6 +151,8 @@ def _solve(
             c = torch.from_numpy(r) @ atoms.T
         most = int(sets.size[rows].max())
         grow = max(GROW, most // 2)
+        if most + GROW <= PLACES:  # wider sets would have to be copied
+            grow = min(grow, PLACES - most)
         sets = _with_room(sets, most + grow)
         loop(
             rows,

@@ -13,6 +13,7 @@ from benchmarks import (
     exact_learning,
     frontier,
     gram_descent,
+    layers,
     methods,
     ours,
     solvers,
@@ -54,6 +55,18 @@ def test_memory_is_measured_in_a_process_of_its_own(given: list[str], tmp_path: 
     found = figures(tmp_path)
     assert found["memory/dictlearn/peak_mb"] > found["memory/dictlearn/above_mb"]
     assert found["memory/dictlearn/above_mb"] >= found["memory/dictlearn/step_mb"] > 0
+
+
+def test_layers_on_candidates_are_timed_beside_those_on_all_atoms(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layers.main([*given, "--k", "8", "--candidates", "16", "--n-rows", "512"])
+    found = figures(tmp_path)
+    assert found["layers/topk_encode/us"] > 0
+    assert found["layers/16_candidates/of_dense"] == pytest.approx(
+        found["layers/16_candidates/us"] / found["layers/all_atoms/us"]
+    )
+    assert "16 candidates" in capsys.readouterr().out
 
 
 def test_exact_dictionary_learning_is_timed_beside_the_prototype(

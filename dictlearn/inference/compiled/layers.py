@@ -46,8 +46,9 @@ def _subtract(x: Any, synthesis: Any, near: Any, values: Any, residual: Any) -> 
     for first in range(0, q - 3, 4):
         u, v, w, z = active[first : first + 4]
         a, b, e, f = synthesis[near[u]], synthesis[near[v]], synthesis[near[w]], synthesis[near[z]]
+        p, r, s, t = values[u], values[v], values[w], values[z]  # else read anew in the loop
         for i in range(len(x)):
-            residual[i] -= values[u] * a[i] + values[v] * b[i] + values[w] * e[i] + values[z] * f[i]
+            residual[i] -= p * a[i] + r * b[i] + s * e[i] + t * f[i]
     for left in range(q - q % 4, q):
         u = active[left]
         a = synthesis[near[u]]
