@@ -19,124 +19,19 @@ from dictlearn.inference.compiled.coordinate_descent import (
     gather_gram,
     solve_local,
 )
+from dictlearn.inference.compiled.look import HELD, look, look_near, relative_gap, renew, widen
 
 BINS = 512
 KEEP = 0.9
 """Idle places whose correlation is below this share of their price are given up."""
 LOOSE = 0.05
 """Share of the largest excess ratio to which a small problem is solved, before its own 0.2."""
+NEAR, AGAIN = 12, 3
+"""Of so many atoms one may be near its price, and so often, before a look at all is better."""
 
 
 @compiled
-def _widen(c: Any, out: Any) -> None:
-    """Copy correlations; those in int16 are the bits of bfloat16, the upper half of a float32."""
-    if c.itemsize == 2:
-        bits = out.view(np.uint32)
-        for j in range(len(c)):
-            bits[j] = np.uint32(np.uint16(c[j])) << np.uint32(16)
-    else:
-        for j in range(len(c)):
-            out[j] = c[j]
-
-
-@compiled
-def _largest(c: Any) -> Any:
-    """Return the largest of values, or 0 if none is positive.
-
-    As integers the bits of positive floats are in the same order, and a loop over those runs in
-    vector registers, which one over floats does not.
-    """
-    if c.itemsize == 4:
-        narrow, top = c.view(np.int32), np.int32(0)
-        for j in range(len(narrow)):
-            top = max(top, narrow[j])
-        return np.full(2, top).view(c.dtype)[0]
-    wide, most = c.view(np.int64), np.int64(0)
-    for j in range(len(wide)):
-        most = max(most, wide[j])
-    return np.full(1, most).view(c.dtype)[0]
-
-
-@compiled
-def _renew(i: int, problem: Any, sets: Any, r: Any) -> None:
-    """Compute the correlations of the working set with the residual itself."""
-    size, q = sets.size[i], sets.q[i]
-    dots(problem.atoms, r, sets.atoms[i], 0, size, q)
-    for t in range(size):
-        q[t] -= problem.ridge * sets.codes[i, t]
-
-
-@compiled
-def _look(c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any) -> Any:
-    """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
-
-    `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
-    matters for the certificate, correlations near their price are computed anew.
-    """
-    weights = problem.weights[min(i, len(problem.weights) - 1)]
-    worths = problem.worths[min(i, len(problem.worths) - 1)]
-    chosen, size, q, price = sets.atoms[i], sets.size[i], sets.q[i], problem.price[i]
-    zero = r.dtype.type(0)
-    per_price = r.dtype.type(1) / price
-    if slack == 0:
-        for t in range(size):
-            q[t] = c[chosen[t]] - problem.ridge * sets.codes[i, t]
-    elif sets.filled[i] < size:  # else the small problem has left them
-        _renew(i, problem, sets, r)
-    if problem.signed:
-        for j in range(len(c)):
-            c[j] = abs(c[j])
-    for j in range(len(c)):
-        c[j] *= per_price * worths[j]
-    for t in range(size):
-        p[t] = price * weights[chosen[t]]
-        c[chosen[t]] = r.dtype.type(-1e30)
-    largest = _largest(c)
-    if slack == 0:
-        return largest
-    norm = zero
-    for e in range(len(r)):
-        norm += r[e] * r[e]
-    error = slack * np.sqrt(norm) * per_price * _largest(worths)
-    if largest * (1 - slack) - error > 1:
-        return largest * (1 + slack) + error
-    largest = r.dtype.type(1)
-    place, value = np.empty(1, np.int64), np.empty(1, r.dtype)
-    for j in range(len(c)):
-        if c[j] * (1 + slack) + error > 1:
-            place[0] = j
-            dots(problem.atoms, r, place, 0, 1, value)
-            exact = abs(value[0]) if problem.signed else value[0]
-            c[j] = exact * per_price * worths[j]
-            largest = max(largest, c[j])
-    return largest
-
-
-@compiled
-def _gap(i: int, problem: Any, sets: Any, r: Any, p: Any, largest: Any) -> Any:
-    """Return the relative duality gap; see `duality_gap`."""
-    q, zero = sets.q[i], r.dtype.type(0)
-    energy, fit, cost = zero, zero, zero
-    for e in range(len(r)):
-        energy += r[e] * r[e]
-    for t in range(sets.size[i]):
-        code = sets.codes[i, t]
-        energy += problem.ridge * code * code
-        fit += code * q[t]
-        cost += p[t] * abs(code)
-        largest = max(largest, (abs(q[t]) if problem.signed else q[t]) / p[t])
-    value = r.dtype.type(0.5) * energy + cost
-    if value <= r.dtype.type(1e-30):
-        return zero
-    s = max(zero, (energy + fit) / max(energy, r.dtype.type(1e-30)))
-    if s * largest > 1:
-        s = 1 / largest
-    gap = r.dtype.type(0.5) * (1 - s) * (1 - s) * energy + cost - s * fit
-    return max(gap, zero) / value
-
-
-@compiled
-def _drop(i: int, sets: Any, p: Any) -> None:
+def _drop(i: int, ratio: Any, sets: Any, p: Any) -> None:
     """Give up the idle places that are far from their price."""
     chosen, codes, q, h = sets.atoms[i], sets.codes[i], sets.q[i], sets.gram[i]
     k, filled = 0, 0
@@ -146,6 +41,8 @@ def _drop(i: int, sets: Any, p: Any) -> None:
             kept[k] = t
             k += 1
             filled += t < sets.filled[i]
+        else:
+            ratio[chosen[t]] = abs(q[t]) / p[t]
     if k < sets.size[i]:
         for u in range(k):
             t = kept[u]
@@ -184,7 +81,7 @@ def _add(i: int, ratio: Any, wanted: int, largest: Any, sets: Any) -> None:
             if size < last and ratio[j] > 1 and int((ratio[j] - 1) * step) >= least:
                 sets.atoms[i, size] = j
                 sets.codes[i, size] = 0
-                ratio[j] = -1
+                ratio[j] = HELD
                 size += 1
         if size > sets.size[i]:
             break
@@ -239,20 +136,59 @@ def _round(
     s = sets.atoms.shape[1]
     ratio = np.empty(len(c), r.dtype)
     p = np.empty(s, r.dtype)
-    _widen(c, ratio)
-    largest = _look(ratio, i, problem, sets, r, p, slack)
-    gap = _gap(i, problem, sets, r, p, largest)
+    widen(c, ratio)
+    largest = look(ratio, i, problem, sets, r, p, slack)
+    gap = relative_gap(i, problem, sets, r, p, largest)
     if gap <= tolerance and slack > 0:
-        _renew(i, problem, sets, r)  # the certificate is of the codes, not of what is remembered
-        gap = _gap(i, problem, sets, r, p, largest)
+        renew(i, problem, sets, r)  # the certificate is of the codes, not of what is remembered
+        gap = relative_gap(i, problem, sets, r, p, largest)
     sets.gap[i] = gap
     if gap > tolerance and not last:
-        _drop(i, sets, p)
+        _drop(i, ratio, sets, p)
         old = sets.size[i]
         _add(i, ratio, min(grow, s - old), largest, sets)
         # Far from the end, what is left out costs more than what is not solved to the last digit.
         enough = max(tolerance, r.dtype.type(LOOSE) * (largest - 1))
+        _grow(i, ratio, problem, sets, r, p, old, slack, enough, tolerance)
+
+
+@compiled
+def _grow(
+    i: int,
+    ratio: Any,
+    problem: Any,
+    sets: Any,
+    r: Any,
+    p: Any,
+    old: int,
+    slack: Any,
+    enough: Any,
+    tolerance: Any,
+) -> None:
+    """Solve, and certify or grow without a look at all atoms, while few can be at their price."""
+    near = np.empty(len(ratio) // NEAR + 1, np.int64)
+    excess, seen = np.empty(len(near), r.dtype), r.copy()
+    for again in range(AGAIN + 1):
         _solve(i, problem, sets, r, p, old, enough)
+        if again == AGAIN:
+            return
+        count = look_near(ratio, i, problem, r, seen, slack, near, excess)
+        if count < 0:
+            return
+        largest = r.dtype.type(1)
+        for u in range(count):
+            largest = max(largest, excess[u])
+        renew(i, problem, sets, r)
+        sets.gap[i] = relative_gap(i, problem, sets, r, p, largest)
+        if sets.gap[i] <= tolerance:
+            return
+        old, enough = sets.size[i], tolerance
+        for u in range(count):
+            size = sets.size[i]
+            if excess[u] > 1 and size < len(p):
+                sets.atoms[i, size], sets.codes[i, size] = near[u], 0
+                ratio[near[u]] = HELD
+                sets.size[i] = size + 1
 
 
 @compiled
