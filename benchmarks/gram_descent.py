@@ -116,12 +116,8 @@ class Prototype:
         n_vectors: int,
     ) -> None:
         self.x, self.atoms, self.price, self.l0 = x, atoms.clone(), price, l0
-        self.tolerance, self.batch, self.n_steps, self.count = (
-            tolerance,
-            batch,
-            n_vectors // batch,
-            0,
-        )
+        self.tolerance, self.batch = tolerance, batch
+        self.n_steps, self.count = n_vectors // batch, 0
         self.energy = torch.zeros(len(atoms))
 
     def train(self, order: NDArray[np.int64]) -> dict[str, float]:

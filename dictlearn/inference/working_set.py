@@ -10,6 +10,8 @@ Legend: n rows, m atoms, d width.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ from dictlearn.inference.driver import (
 from dictlearn.inference.engine import ENGINES, pick
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.price import search_price
-from dictlearn.inference.working_set_codes import merged, rows_of
+from dictlearn.inference.working_set_codes import Attempt, merged, rows_of
 from dictlearn.prox import Penalty, Priced, Prox, Relu, Soft
 
 PRECISIONS = ("auto", "float32", "float64")
@@ -154,17 +156,29 @@ def solve(
     rescue = dtype == torch.float32 and precision == "auto" and x.device.type != "mps"
 
     def one(penalty: Penalty, start: Codes | None) -> Solution:
+        """Solve one convex problem."""
         found = run(work, table, penalty, start, products, tolerance, max_rounds)
         if rescue and bool(found.stuck.any()):
-            rows = found.stuck.nonzero()[:, 0]
-            again = run(
-                work[rows].double(), table.double(), penalty.rows(rows).to(table.double()),
-                rows_of(found.codes, rows), None, tolerance, max_rounds,
-            )  # fmt: skip
-            found = merged(found, again, rows)
+            found = _finished(run, work, table, penalty, found, tolerance, max_rounds)
         return Solution(found.codes, found.gap, found.rounds, found.gap <= tolerance)
 
     return in_rounds(work, sparsity, initial, one, x.dtype)
+
+
+def _finished(
+    run: Callable[..., Attempt],
+    x: Tensor,
+    atoms: Tensor,
+    penalty: Penalty,
+    found: Attempt,
+    tolerance: float,
+    max_rounds: int,
+) -> Attempt:
+    """Return an attempt in float32 with its stuck rows finished in float64."""
+    rows, wide = found.stuck.nonzero()[:, 0], atoms.double()
+    penalty, start = penalty.rows(rows).to(wide), rows_of(found.codes, rows)
+    again = run(x[rows].double(), wide, penalty, start, None, tolerance, max_rounds)
+    return merged(found, again, rows)
 
 
 def _check_priced(prox: Priced) -> Priced:

@@ -56,53 +56,6 @@ def renew(i: int, problem: Any, sets: Any, r: Any) -> None:
 
 
 @compiled
-def look(c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any) -> Any:
-    """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
-
-    `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
-    matters for the certificate, correlations near their price are computed anew.
-    """
-    weights = problem.weights[min(i, len(problem.weights) - 1)]
-    worths = problem.worths[min(i, len(problem.worths) - 1)]
-    chosen, size, q, price = sets.atoms[i], sets.size[i], sets.q[i], problem.price[i]
-    zero = r.dtype.type(0)
-    per_price = r.dtype.type(1) / price
-    if slack == 0:
-        for t in range(size):
-            q[t] = c[chosen[t]] - problem.ridge * sets.codes[i, t]
-    elif sets.filled[i] < size:  # else the small problem has left them
-        renew(i, problem, sets, r)
-    if problem.signed:
-        for j in range(len(c)):
-            c[j] = abs(c[j])
-    for j in range(len(c)):
-        c[j] *= per_price * worths[j]
-    for t in range(size):
-        p[t] = price * weights[chosen[t]]
-        c[chosen[t]] = HELD
-    largest = largest_of(c)
-    if slack == 0:
-        return largest
-    norm = zero
-    for e in range(len(r)):
-        norm += r[e] * r[e]
-    error = slack * np.sqrt(norm) * per_price * largest_of(worths)
-    if largest * (1 - slack) - error > 1:
-        return largest * (1 + slack) + error
-    largest = r.dtype.type(1)
-    near, exact, count = np.empty(len(c) + 1, np.int64), np.empty(len(c), r.dtype), 0
-    for j in range(len(c)):
-        near[count] = j
-        count += c[j] * (1 + slack) + error > 1
-    dots(problem.atoms, r, near, 0, count, exact)
-    for u in range(count):
-        j = near[u]
-        c[j] = (abs(exact[u]) if problem.signed else exact[u]) * per_price * worths[j]
-        largest = max(largest, c[j])
-    return largest
-
-
-@compiled
 def look_near(
     ratio: Any, i: int, problem: Any, r: Any, seen: Any, slack: Any, near: Any, excess: Any
 ) -> Any:
@@ -143,6 +96,48 @@ def look_near(
         exact = abs(excess[u]) if problem.signed else excess[u]
         excess[u] = exact * per_price * worths[near[u]]
     return count
+
+
+@compiled
+def look(c: Any, i: int, problem: Any, sets: Any, r: Any, p: Any, slack: Any) -> Any:
+    """Write `q` and `p`, turn `c` into excess ratios of the other atoms, return their largest.
+
+    `slack` is by how much a correlation may be wrong, as a share of `|r|` and of itself. If it
+    matters for the certificate, correlations near their price are computed anew.
+    """
+    weights = problem.weights[min(i, len(problem.weights) - 1)]
+    worths = problem.worths[min(i, len(problem.worths) - 1)]
+    chosen, size, q, price = sets.atoms[i], sets.size[i], sets.q[i], problem.price[i]
+    zero = r.dtype.type(0)
+    per_price = r.dtype.type(1) / price
+    if slack == 0:
+        for t in range(size):
+            q[t] = c[chosen[t]] - problem.ridge * sets.codes[i, t]
+    elif sets.filled[i] < size:  # else the small problem has left them
+        renew(i, problem, sets, r)
+    if problem.signed:
+        for j in range(len(c)):
+            c[j] = abs(c[j])
+    for j in range(len(c)):
+        c[j] *= per_price * worths[j]
+    for t in range(size):
+        p[t] = price * weights[chosen[t]]
+        c[chosen[t]] = HELD
+    largest = largest_of(c)
+    if slack == 0:
+        return largest
+    norm = zero
+    for e in range(len(r)):
+        norm += r[e] * r[e]
+    error = slack * np.sqrt(norm) * per_price * largest_of(worths)
+    if largest * (1 - slack) - error > 1:
+        return largest * (1 + slack) + error
+    largest = r.dtype.type(1)
+    near, excess = np.empty(len(c) + 1, np.int64), np.empty(len(c) + 1, r.dtype)
+    for u in range(look_near(c, i, problem, r, r, slack, near, excess)):
+        c[near[u]] = excess[u]
+        largest = max(largest, excess[u])
+    return largest
 
 
 @compiled
