@@ -18,16 +18,18 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dictlearn.configuration import config_dir, explain
-from dictlearn.errors import InputError, nearest
+from dictlearn.errors import InputError, Stopped, nearest
 
 USAGE = """\
 dictlearn: learn a dictionary of transformer factors, and look at them
 
   dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
+  dictlearn train  run=DIR resume=true            go on with a run that was broken off
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
   dictlearn evaluate inference run=DIR            FVU against L0, time and gap of several inferences
 
@@ -39,6 +41,7 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 
 EVALUATIONS = ("inference",)
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main() -> None:
@@ -61,13 +64,16 @@ def train(arguments: list[str] | None = None) -> None:
         from dictlearn.training import train as run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with _no_half_made_run(folder):
-            metrics = run(config, folder)
+        try:
+            with _no_half_made_run(folder):
+                metrics = run(config, folder)
+        except Stopped as stopped:
+            _try_again(stopped, folder)
         if _is_main_process():
             show(folder, metrics)
         return metrics.get("val/fvu", float("nan"))
 
-    _launch(task, "train", arguments)
+    _launch(task, "train", going_on(sys.argv[1:] if arguments is None else arguments))
 
 
 def encode(arguments: list[str] | None = None) -> None:
@@ -101,6 +107,44 @@ def evaluate(arguments: list[str] | None = None) -> None:
         show_frontier(evaluate_inference(config))
 
     _launch(task, "evaluate", others)
+
+
+def going_on(arguments: list[str]) -> list[str]:
+    """Turn ``run=DIR resume=true`` into the command line that the run began with, and its place.
+
+    Options given beside them come last, and so take the place of the old ones.
+
+    Raises:
+        SystemExit: there is no run in DIR.
+    """
+    named = [argument for argument in arguments if argument.startswith("run=")]
+    if not named:
+        return arguments
+    folder = Path(named[-1].removeprefix("run="))
+    others = [argument for argument in arguments if argument not in named]
+    if not any(argument.lower() == "resume=true" for argument in others):
+        _stop(f"{named[-1]} goes on with the run there; say so with resume=true.")
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        before = [str(entry) for entry in OmegaConf.load(path)]
+    except (OSError, YAMLError):
+        _stop(f"There is no run to go on with in {folder}: {path} is not there or damaged.")
+    before = [entry for entry in before if not entry.startswith("resume=")]
+    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*before, *others, f"hydra.run.dir='{place}'"]
+
+
+def _try_again(stopped: Stopped, folder: Path) -> NoReturn:
+    """Say how to go on, and end with the code that means so.
+
+    The processes that Lightning started end with 0: at any other code it would kill the first.
+    """
+    if not _is_main_process():
+        raise SystemExit(0 if "LOCAL_WORLD_SIZE" not in os.environ else TRY_AGAIN)
+    sys.stderr.write(
+        f"dictlearn: {stopped}; go on with: python train.py run={folder} resume=true\n"
+    )
+    raise SystemExit(TRY_AGAIN)
 
 
 def _sentence(arguments: list[str]) -> tuple[str, list[str]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dictlearn.dictionary import Dictionary
+from dictlearn.errors import check_shapes
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
@@ -284,9 +285,13 @@ class DictionaryLearner(pl.LightningModule):
             optimizer.reset_atoms(indices)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of vectors seen."""
+        """Keep the number of vectors seen, and the figures of the last validation."""
         checkpoint["vectors_seen"] = self.vectors_seen
+        checkpoint["held_out"] = {"figures": self.held_out_figures, "step": self.validated_at}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Take them up again; InputError if they are of another dictionary or encoder."""
+        check_shapes(checkpoint["state_dict"], self.state_dict())
         self.vectors_seen = int(checkpoint["vectors_seen"])
+        held_out = checkpoint.get("held_out", {"figures": {}, "step": -1})
+        self.held_out_figures, self.validated_at = held_out["figures"], held_out["step"]

@@ -11,16 +11,18 @@ from typing import Any
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
+from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.configuration import build, known_keys, plain
 from dictlearn.dictionary import Dictionary
-from dictlearn.errors import InputError, nearest, number, whole_number
+from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.noise import quiet
+from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.saved import load, save_dictionary
@@ -46,22 +48,25 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     values = plain(config)
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
+    checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
     learner, data = compose(config, values)
-    _refuse_used(run_dir)
-    trainer = _trainer(config, data)
+    trainer = _trainer(config, data, start)
+    refuse_finished(checkpoint, data.n_steps(trainer.world_size), run_dir)
+    for callback in _saving(trainer):
+        callback.also.append(lambda: _save(run_dir, learner, data, values, {}))
     try:
         log_config(trainer.loggers, values)
-        trainer.fit(learner, datamodule=data)
-        _keep_last(trainer)
+        trainer.fit(learner, datamodule=data, ckpt_path=checkpoint and checkpoint.path)
         figures = _held_out(trainer, learner, data)
+        for callback in _saving(trainer):
+            callback.finish(trainer)
         figures |= _training_figures(trainer, learner, data)
-        figures["seconds/total"] = time.perf_counter() - start
         if trainer.is_global_zero:
             _leave(run_dir, learner, data, values, figures)
             log_artifact(trainer.loggers, run_dir / "dictionary", config.name, figures)
         trainer.strategy.barrier()
     except BaseException as error:
-        finish_loggers(trainer.loggers, failed=True)
+        finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
         raise
@@ -113,12 +118,6 @@ def _dictionary(config: DictConfig, width: int) -> Dictionary:
     return dictionary
 
 
-def _refuse_used(run_dir: Path) -> None:
-    """Two runs in one directory would mix their histories."""
-    if (run_dir / "metrics.json").exists():
-        raise InputError(f"{run_dir} already holds a run: give another hydra.run.dir=DIR.")
-
-
 def _refuse_unknown(values: dict[str, Any]) -> None:
     names = known_keys("train")
     for key in values:
@@ -141,23 +140,23 @@ def _callbacks(config: DictConfig, validates: bool) -> list[pl.Callback]:
         callbacks = [entry for entry in callbacks if not isinstance(entry, ProgressBar)]
     if not validates:
         for entry in callbacks:
-            if isinstance(entry, ModelCheckpoint):
-                entry.monitor = None  # only the last state is kept
-    return [*callbacks, Throughput()]
+            if isinstance(entry, RunCheckpoints):
+                entry.monitor = None  # there is no best
+    return callbacks
 
 
-def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
+def _trainer(config: DictConfig, data: HiddenStateDataModule, started: float) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
     share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
-    callbacks = _callbacks(config, _validates(config, data))
+    callbacks = [*_callbacks(config, _validates(config, data)), Throughput(started)]
     trainer: pl.Trainer = build(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
         callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(entry, ModelCheckpoint) for entry in callbacks),
+        enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in callbacks),
     )
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
@@ -175,11 +174,8 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
     return trainer
 
 
-def _keep_last(trainer: pl.Trainer) -> None:
-    """Make last.ckpt that of the last step; ModelCheckpoint saved at the last validation."""
-    for entry in trainer.checkpoint_callbacks:
-        if isinstance(entry, ModelCheckpoint) and entry.save_last and entry.dirpath:
-            trainer.save_checkpoint(Path(entry.dirpath) / "last.ckpt")
+def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
+    return [entry for entry in trainer.checkpoint_callbacks if isinstance(entry, RunCheckpoints)]
 
 
 def _held_out(
@@ -199,16 +195,18 @@ def _training_figures(
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
+        "seconds/total": throughput.total_seconds(),
     }
 
 
-def _leave(
+def _save(
     run_dir: Path,
     learner: DictionaryLearner,
     data: HiddenStateDataModule,
     values: dict[str, Any],
     figures: dict[str, float],
 ) -> None:
+    """Write the artefact as it is now; `figures` are known at the end only."""
     prox = dict(values["prox"])
     if learner.price is not None:  # what it was steered to is the price from now on
         prox |= {"lambda_": float(learner.price.lambda_), "target_l0": None}
@@ -229,5 +227,15 @@ def _leave(
             "metrics": figures,
         },
     )
+
+
+def _leave(
+    run_dir: Path,
+    learner: DictionaryLearner,
+    data: HiddenStateDataModule,
+    values: dict[str, Any],
+    figures: dict[str, float],
+) -> None:
+    _save(run_dir, learner, data, values, figures)
     write_text(run_dir / "metrics.json", json.dumps(figures, indent=2, sort_keys=True) + "\n")
     log.info("The dictionary is in %s", run_dir / "dictionary")

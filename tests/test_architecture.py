@@ -39,7 +39,9 @@ ARROWS: dict[str, set[str]] = {
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
     "loggers": BOTTOM,
-    "callbacks": BOTTOM | {"learner", "hidden_states", "analysis", "explorer", "loggers"},
+    "callbacks": BOTTOM
+    | {"learner", "hidden_states", "analysis", "explorer", "loggers", "storage"},
+    "resuming": BOTTOM | {"storage"},
     "training": BOTTOM
     | {
         "callbacks",
@@ -49,6 +51,7 @@ ARROWS: dict[str, set[str]] = {
         "learner",
         "loggers",
         "noise",
+        "resuming",
         "storage",
     },
     "evaluation": BOTTOM

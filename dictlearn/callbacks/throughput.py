@@ -12,10 +12,15 @@ class Throughput(pl.Callback):
     """Measures training speed between logged steps and over the whole run.
 
     ``train/vectors_per_second`` counts the vectors of all processes; the time of validation is
-    left out, that of extraction is in.
+    left out, that of extraction is in. A run that goes on counts on.
+
+    Args:
+        started: when the run began, by `time.perf_counter`; now if None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: float | None = None) -> None:
+        self._started = time.perf_counter() if started is None else started
+        self._earlier = 0.0
         self.seconds = 0.0
         self._since: float | None = None
         self._window_seconds = 0.0
@@ -70,3 +75,22 @@ class Throughput(pl.Callback):
     def vectors_per_second(self) -> float:
         """Return the mean speed of the whole run."""
         return self.vectors / max(self.seconds, 1e-9)
+
+    def total_seconds(self) -> float:
+        """Return how long the run has taken, with everything, in all processes it went on in."""
+        return self._earlier + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {
+            "seconds": self.seconds + running,
+            "vectors": self.vectors,
+            "total": self.total_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.seconds = self._window_seconds = float(state_dict["seconds"])
+        self.vectors = self._window_vectors = int(state_dict["vectors"])
+        self._earlier = float(state_dict["total"])

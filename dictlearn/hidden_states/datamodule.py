@@ -19,6 +19,7 @@ from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
 from dictlearn.hidden_states.lanes import LanePlan
 from dictlearn.hidden_states.options import StreamOptions
+from dictlearn.hidden_states.order import PER_STEP, check_order
 from dictlearn.hidden_states.statistics import Normalization, Statistics, measure
 from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
@@ -224,6 +225,28 @@ class HiddenStateDataModule(pl.LightningDataModule):
         """Return how many tokens (vectors by layers) all processes have seen after `step` steps."""
         _, world = self._rank_and_world()
         return step * self.options.batch_size * world // len(self.layers)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what the order of the data depends on; the place in it is the trainer's step."""
+        options, (_, world) = self.options, self._rank_and_world()
+        return {
+            "seed": self.seed,
+            "text": self.text.fingerprint(),
+            "training_vectors": int(self._plan.rows.sum()),
+            "hidden_states.layers": list(self.layers),
+            "hidden_states.block_length": options.block_length,
+            "hidden_states.lanes": options.lanes,
+            "hidden_states.sequences_per_block": options.sequences_per_block,
+            PER_STEP: options.batch_size * world,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+        """Check that a run that goes on sees its vectors in the order it began with.
+
+        Raises:
+            InputError: it does not.
+        """
+        check_order(state_dict, self.state_dict(), self._rank_and_world()[1])
 
     def context(self, document: int, position: int, before: int, after: int) -> reading.Context:
         """Return the token ids around a token of a document, and where among them it is."""

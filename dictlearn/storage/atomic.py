@@ -45,6 +45,27 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="replace"))
 
 
+def sweep(folder: Path) -> None:
+    """Delete the temporary files of processes of this machine that are no more."""
+    for path in folder.glob(".*.tmp"):
+        process = path.name.rsplit(".", 2)[1]
+        if process.isdigit() and not _runs(int(process)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `path` when the block ends without an error.
