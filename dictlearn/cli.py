@@ -187,7 +187,7 @@ def _launch(
         if wants_trace:
             raise
         _stop(str(error))
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         if wants_trace:
             raise
         _stop(f"{error.filename} cannot be written: choose another hydra.run.dir=DIR.")

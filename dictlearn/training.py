@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
@@ -191,7 +192,11 @@ def _training_figures(
     trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
 ) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    left_out = torch.tensor(float(data.n_non_finite), device=trainer.strategy.root_device)
+    optimizer = next(iter(trainer.optimizers), None)
     return {
+        "train/non_finite_tokens": float(trainer.strategy.reduce(left_out, reduce_op="sum")),
+        "train/skipped_steps": float(getattr(optimizer, "skipped", 0)),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),

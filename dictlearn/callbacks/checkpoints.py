@@ -191,14 +191,16 @@ class RunCheckpoints(Checkpoint):
         except OSError as error:  # of process 0, which writes; the others wait for it
             failure = error
             trainer.strategy.barrier("Trainer.save_checkpoint")
-        failed = trainer.strategy.broadcast(failure is not None)
+        if trainer.is_global_zero and failure is None:
+            try:
+                self._commit(trainer, path, step, best)
+            except OSError as error:
+                failure = error
         self._saved_step, self._saved_at = step, time.monotonic()
-        if failed:
+        if trainer.strategy.broadcast(failure is not None):
             self._missed(path, failure)
-            return
-        self._failures = 0
-        if trainer.is_global_zero:
-            self._commit(trainer, path, step, best)
+        else:
+            self._failures = 0
 
     def _commit(self, trainer: pl.Trainer, path: Path, step: int, best: bool) -> None:
         files = trainer.strategy.checkpoint_io

@@ -144,7 +144,16 @@ class HiddenStateDataModule(pl.LightningDataModule):
             counts[token] += len(train.start)  # a kept special token is there once per block
         weights = token_weights(counts, options.token_weight_exponent, options.normalize_weights)
         self._train, self._validation = (
-            Extractor(self.transformer, store, blocks, self.layers, frame, weights, device)
+            Extractor(
+                self.transformer,
+                store,
+                blocks,
+                self.layers,
+                frame,
+                weights,
+                device,
+                options.max_non_finite,
+            )
             for blocks in (train, validation)
         )
 
@@ -247,6 +256,11 @@ class HiddenStateDataModule(pl.LightningDataModule):
             InputError: it does not.
         """
         check_order(state_dict, self.state_dict(), self._rank_and_world()[1])
+
+    @property
+    def n_non_finite(self) -> int:
+        """Tokens that this process left out because a hidden state of theirs is not finite."""
+        return len(self._train.non_finite) + len(self._validation.non_finite)
 
     def context(self, document: int, position: int, before: int, after: int) -> reading.Context:
         """Return the token ids around a token of a document, and where among them it is."""

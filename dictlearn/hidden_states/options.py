@@ -37,6 +37,8 @@ class StreamOptions:
         statistics_tokens: tokens on which means and scales are measured.
         prefetch: compute the next block in the background: true, false, or auto (on a
             GPU). It takes twice the memory.
+        max_non_finite: tokens that are left out because a hidden state of theirs is not finite,
+            before a process gives up.
 
     Raises:
         InputError: a value is not allowed.
@@ -56,12 +58,13 @@ class StreamOptions:
     validation_vectors: int = 32768
     statistics_tokens: int = 8192
     prefetch: str | bool = "auto"
+    max_non_finite: int = 100
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
             self._set(name, whole_number(f"hidden_states.{name}", getattr(self, name)))
-        vectors = whole_number("hidden_states.validation_vectors", self.validation_vectors, 0)
-        self._set("validation_vectors", vectors)
+        for name in ("validation_vectors", "max_non_finite"):
+            self._set(name, whole_number(f"hidden_states.{name}", getattr(self, name), 0))
         choice("hidden_states.normalization", self.normalization, NORMALIZATIONS)
         choice("hidden_states.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         number("hidden_states.token_weight_exponent", self.token_weight_exponent, 0.0)

@@ -33,7 +33,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Write `checkpoint` to the local file `path`."""
         with atomic_file(Path(path)) as file:
             digesting = _Digesting(file)
-            torch.save(checkpoint, digesting)  # type: ignore[arg-type]
+            try:
+                torch.save(checkpoint, digesting)  # type: ignore[arg-type]
+            except RuntimeError as error:  # what torch makes of an error of the file
+                raise digesting.failure or error from None
         self.digest = digesting.hash.hexdigest()
 
     def load_checkpoint(
@@ -63,10 +66,15 @@ class _Digesting:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file, self.hash = file, xxhash.xxh3_64()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.hash.update(data)
-        return self._file.write(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
 
     def flush(self) -> None:
         self._file.flush()

@@ -125,6 +125,10 @@ class BlockCoordinate(DictionaryOptimizer):
         """Take the rows of this process and their codes; those of accumulated batches add up."""
         self._observed.append(statistics(x.detach(), codes.detach(), weight))
 
+    def forget_observed(self) -> None:
+        """Drop the statistics of the coming step."""
+        self._observed.clear()
+
     def _update(self) -> None:
         self._adam("bias", "encoder")
         if not self._observed:

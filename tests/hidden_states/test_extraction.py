@@ -111,8 +111,20 @@ def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(benc
     numbers = np.array([0, 6, 9])
     document, position = bench.store.locate(bench.extractor.blocks.start[[6]] + 1)
     name = bench.store.document_ids[document[0]]
-    with pytest.raises(InputError, match=rf"hidden_states\[3\] .*'{name}' at token {position[0]}:"):
+    named = rf"hidden_states\[3\] .*'{name}' at token {position[0]}"
+    with pytest.raises(InputError, match=f"{named}; with it 1 tokens"):
         spoilt.rows(numbers)
+    spoilt.most_non_finite, spoilt.non_finite = 1, set()
+    rows, sound = spoilt.rows(numbers), bench.extractor.rows(numbers)
+    left_out = (rows.document == document[0]) & (rows.position == position[0])
+    assert int(left_out.sum()) == len(spoilt.layers)
+    assert (rows.weight == torch.where(left_out, 0.0, 1.0)).all()
+    assert torch.equal(rows.vectors[left_out], rows.vectors[left_out.roll(-1)])
+    of_layers = torch.isin(sound.layer, rows.layer)
+    assert torch.equal(rows.vectors[~left_out], sound.vectors[of_layers][~left_out])
+    again = spoilt.rows(numbers)
+    assert torch.equal(again.vectors, rows.vectors)
+    assert len(spoilt.non_finite) == 1  # a token is counted once
 
 
 def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(

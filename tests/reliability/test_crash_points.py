@@ -96,7 +96,7 @@ def dies_in(work: Callable[[], None], at: int) -> bool:
         builtins.open = io_open
         import io
 
-        io.open = io_open  # type: ignore[assignment]
+        io.open = io_open
         try:
             work()
         except BaseException:
