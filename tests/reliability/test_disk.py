@@ -54,7 +54,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     ballast = small_disk / "ballast"
 
     def fill() -> None:
-        if saver._saved_step == 4 and not ballast.exists():
+        if committed(saver.folder)[0].step == 4 and not ballast.exists():
             ballast.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 65536))
 
     saver.also.append(fill)

@@ -44,7 +44,7 @@ def attempt(overrides: list[str], seconds: float | None) -> bool:
 @pytest.mark.slow
 def test_a_run_killed_fifty_times_ends_as_if_it_had_not(tmp_path: Path, text_folder: Path) -> None:
     """A1 kill -9 at 50 random moments, also within a save: every time the run goes on."""
-    common = [*SMALL, f"text.path={text_folder}", f"data_dir={tmp_path}", "callbacks=no_revival"]
+    common = [*SMALL, f"text.path={text_folder}", f"data_dir={tmp_path}"]
     common += ["callbacks.checkpoint.every_steps=1", "~callbacks.gallery"]  # saves half of its time
     assert attempt([*common, f"hydra.run.dir={tmp_path}/straight"], None)
     began = time.monotonic()
