@@ -143,18 +143,9 @@ class HiddenStateDataModule(pl.LightningDataModule):
         for token in (*frame.before, *frame.after) if frame.keep else ():
             counts[token] += len(train.start)  # a kept special token is there once per block
         weights = token_weights(counts, options.token_weight_exponent, options.normalize_weights)
+        common = (self.layers, frame, weights, device, options.max_non_finite)
         self._train, self._validation = (
-            Extractor(
-                self.transformer,
-                store,
-                blocks,
-                self.layers,
-                frame,
-                weights,
-                device,
-                options.max_non_finite,
-            )
-            for blocks in (train, validation)
+            Extractor(self.transformer, store, blocks, *common) for blocks in (train, validation)
         )
 
     def _pack(self, documents: NDArray[np.bool_], shortest: int) -> Blocks:
@@ -256,6 +247,11 @@ class HiddenStateDataModule(pl.LightningDataModule):
             InputError: it does not.
         """
         check_order(state_dict, self.state_dict(), self._rank_and_world()[1])
+
+    @property
+    def extraction_seconds(self) -> float:
+        """Seconds that this process has spent on making training vectors."""
+        return self._train.seconds
 
     @property
     def n_non_finite(self) -> int:

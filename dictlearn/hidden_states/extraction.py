@@ -9,6 +9,7 @@ Legend: L tapped layers, b sequences, w width of a sequence with special tokens,
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -118,6 +119,7 @@ class Extractor:
         most_non_finite: tokens whose hidden states may be not finite.
 
     Attributes:
+        seconds: spent on making hidden states so far.
         non_finite: `(document, position)` of the tokens that were not finite.
 
     Raises:
@@ -137,6 +139,7 @@ class Extractor:
     ) -> None:
         frame.check(transformer)
         self.most_non_finite = most_non_finite
+        self.seconds = 0.0
         self.non_finite: set[tuple[int, int]] = set()
         self.transformer, self.store, self.blocks = transformer, store, blocks
         self.layers, self.frame, self.device = layers, frame, torch.device(device)
@@ -164,6 +167,7 @@ class Extractor:
         Raises:
             InputError: there are too many such tokens, or a token id is beyond the vocabulary.
         """
+        began = time.perf_counter()
         layout = self._layout(numbers)
         special = layout.special[layout.kept]
         document, position = self.store.locate(layout.source[layout.kept])
@@ -172,6 +176,7 @@ class Extractor:
         vectors, sound = self._forward(layout, document, position)
         layers = torch.tensor(self.layers, device=self.device)
         places = (self._tensor(document), self._tensor(position))
+        self.seconds += time.perf_counter() - began
         return TokenStates(vectors, layers, token, *places, self._weights[token] * sound)
 
     def _layout(self, numbers: Integers) -> _Layout:

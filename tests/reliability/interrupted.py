@@ -120,7 +120,11 @@ def final_state(folder: Path) -> dict[str, Any]:
 def history(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
-    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+    measured = ("second", "time/", "memory/")
+    return [
+        {key: value for key, value in row.items() if not any(word in key for word in measured)}
+        for row in rows
+    ]
 
 
 def assert_same_end(one: Path, other: Path, close: Callable[[Any, Any], bool]) -> None:
