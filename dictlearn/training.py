@@ -200,6 +200,7 @@ def _training_figures(
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
+        "seconds/saving": sum(callback.seconds for callback in _saving(trainer)),
         "seconds/total": throughput.total_seconds(),
     }
 

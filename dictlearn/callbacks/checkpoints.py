@@ -53,6 +53,7 @@ class RunCheckpoints(Checkpoint):
 
     Attributes:
         also: what else is written at every checkpoint by process 0, after it counts.
+        seconds: spent on saving so far, with what else is written.
 
     Raises:
         InputError: a value is not allowed.
@@ -79,6 +80,7 @@ class RunCheckpoints(Checkpoint):
         self.max_failures = whole_number(name + "max_failures", max_failures)
         self.requeue = requeue
         self.also: list[Callable[[], object]] = []
+        self.seconds = 0.0
         self._signals = StopSignals()
         self._agreement: Agreement | None = None
         self._best: float | None = None
@@ -128,7 +130,7 @@ class RunCheckpoints(Checkpoint):
         regular = self.every_steps and step % self.every_steps == 0
         if (asked or late or regular) and step > self._saved_step:
             self.save(trainer, AFTER)
-        if asked:
+        if asked and step > 0:  # before the first step there is nothing to go on from
             self._stop(trainer, asked)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -179,7 +181,7 @@ class RunCheckpoints(Checkpoint):
         Raises:
             InputError: it could not be written, too often.
         """
-        step = trainer.global_step
+        step, began = trainer.global_step, time.monotonic()
         self._stage = stage
         self._number += 1
         path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
@@ -197,6 +199,7 @@ class RunCheckpoints(Checkpoint):
             except OSError as error:
                 failure = error
         self._saved_step, self._saved_at = step, time.monotonic()
+        self.seconds += self._saved_at - began
         if trainer.strategy.broadcast(failure is not None):
             self._missed(path, failure)
         else:
