@@ -110,8 +110,7 @@ class RunCheckpoints(Checkpoint):
             rewind(
                 trainer.loggers, [0]
             )  # what a process left that was killed before its first checkpoint
-        launcher = trainer.strategy.launcher
-        children = getattr(launcher, "procs", [])
+        children = getattr(trainer.strategy.launcher, "procs", [])
         self._signals = StopSignals(lambda: [child.kill() for child in children])
         self._signals.install()
         self._agreement = Agreement(trainer.world_size, n_flags=2)
@@ -151,8 +150,7 @@ class RunCheckpoints(Checkpoint):
         """Save with the held-out figures, and keep this one if it is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        better = self._is_better(trainer)
-        self.save(trainer, AFTER, best=better)
+        self.save(trainer, AFTER, best=self._is_better(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the signals go."""
@@ -249,12 +247,11 @@ class RunCheckpoints(Checkpoint):
         return asked, bool(is_late)
 
     def _stop(self, trainer: pl.Trainer, asked: int) -> None:
-        name = signal.Signals(asked).name
         if self._agreement is not None:
             self._agreement.close()
         if trainer.is_global_zero and asked == signal.SIGUSR1 and self.requeue:
             requeue()
-        raise Stopped(f"stopped by {name} after step {trainer.global_step}")
+        raise Stopped(f"stopped by {signal.Signals(asked).name} after step {trainer.global_step}")
 
     def _leave(self) -> None:
         self._signals.remove()
