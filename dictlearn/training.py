@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
 
 from dictlearn.callbacks.throughput import Throughput
+from dictlearn.cluster import check_world, environments
 from dictlearn.configuration import build, known_keys, plain
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, nearest, number, whole_number
@@ -156,9 +157,10 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, ModelCheckpoint) for entry in callbacks),
     )
+    check_world(trainer)
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
             "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "
