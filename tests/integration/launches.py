@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -59,6 +60,13 @@ def run(command: list[str], cwd: Path, **variables: str) -> subprocess.Completed
         said, _ = process.communicate(timeout=240)
         wait_until(lambda: not _session(process.pid), 15)
     return subprocess.CompletedProcess(command, process.returncode, said)
+
+
+def free_port() -> int:
+    """Return a port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 @contextmanager
