@@ -3,7 +3,7 @@
 As the real one it runs a copy of the script, tells the tasks who they are, sends the signal of
 ``--signal`` to the tasks alone, starts a job again with SLURM_RESTART_COUNT after
 ``scontrol requeue`` (and ends what is left of it before), and appends to its output or overwrites
-it as asked. Unlike the real one ``sbatch`` always waits, and all nodes are this machine.
+it as asked. Unlike with the real one all nodes are this machine, and there are no job arrays.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 KILL_WAIT = 30.0  # seconds that a job has to end after SIGTERM, as KillWait in slurm.conf
 COMMANDS = ("sbatch", "srun", "scontrol")
 SHORT = {"-n": "ntasks", "-N": "nodes", "-J": "job-name", "-c": "cpus-per-task"}
+SPACED = ("--output", "--error")  # whose value may follow as a word of its own
 
 
 class FakeSlurm:
@@ -46,8 +47,9 @@ class FakeSlurm:
 
     def __exit__(self, *_: object) -> None:
         for job in self.jobs():
-            with contextlib.suppress(OSError, ValueError):
-                os.killpg(int((job / "session").read_text()), signal.SIGKILL)
+            for name in ("daemon", "session"):  # in this order: it would start the job again
+                with contextlib.suppress(OSError, ValueError):
+                    os.killpg(int((job / name).read_text()), signal.SIGKILL)
         for submission in self.submissions:
             submission.kill()
             submission.wait()
@@ -85,7 +87,7 @@ class FakeSlurm:
 
 
 def sbatch(arguments: list[str]) -> int:
-    """Run a job script, again and again while it is requeued."""
+    """Submit a job script; with ``--wait`` end with the job and its exit code."""
     given, (script, *others) = _options(arguments)
     text = Path(script).read_text().splitlines()
     wanted = [line[len("#SBATCH ") :].split() for line in text if line.startswith("#SBATCH ")]
@@ -93,11 +95,27 @@ def sbatch(arguments: list[str]) -> int:
     job = _new_job()
     shutil.copy(script, job / "slurm_script")
     (job / "options.json").write_text(json.dumps(options))
+    daemon = subprocess.Popen(
+        [sys.executable, __file__, "slurmd", str(job), *others],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    (job / "daemon").write_text(str(daemon.pid))
     sys.stdout.write(f"Submitted batch job {job.name}\n")
     sys.stdout.flush()
-    output = Path(options.get("output", "slurm-%j.out").replace("%j", job.name))
+    return daemon.wait() if "wait" in options else 0
+
+
+def slurmd(arguments: list[str]) -> int:
+    """Run a job, again and again while it is requeued."""
+    job, others = Path(arguments[0]), arguments[1:]
+    options = _read(job / "options.json", {})
+    pattern = options.get("output", "slurm-%j.out").replace("%t", "0")
+    output = Path(pattern.replace("%j", job.name))
     restarts = 0
     while True:
+        output.parent.mkdir(parents=True, exist_ok=True)
         mode = "a" if options.get("open-mode") == "append" else "w"
         with output.open(mode) as file:
             code = _run(job, [str(job / "slurm_script"), *others], options, restarts, file)
@@ -225,6 +243,9 @@ def _options(words: list[str]) -> tuple[dict[str, str], list[str]]:
         if key in SHORT:
             at += 1
             key, value = SHORT[key], words[at]
+        elif words[at] in SPACED:
+            at += 1
+            value = words[at]
         options[key] = value or "1"
         at += 1
     return options, words[at:]
@@ -267,4 +288,5 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit({"sbatch": sbatch, "srun": srun, "scontrol": scontrol}[sys.argv[1]](sys.argv[2:]))
+    ACTIONS = {"sbatch": sbatch, "slurmd": slurmd, "srun": srun, "scontrol": scontrol}
+    sys.exit(ACTIONS[sys.argv[1]](sys.argv[2:]))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.integration.launches import TRAIN, read_run, run, tiny, torchrun
 from tests.loggers.read_offline import read_offline
@@ -64,3 +65,31 @@ def test_a_job_that_fails_leaves_the_next_one_of_the_sweep_alone(
     (sweep,) = (tmp_path / "outputs" / "dictionary").iterdir()
     assert sorted(os.listdir(sweep)) == ["1", "multirun.yaml"]
     read_run(sweep / "1", processes=2)
+
+
+@pytest.mark.slow
+def test_joblib_runs_the_jobs_of_a_sweep_in_workers(tmp_path: Path, few_texts: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    workers = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "trainer=ddp_cpu")
+    grid = ("trainer.devices=1,2",)
+    done = run([sys.executable, TRAIN, "-m", *workers, *tiny(few_texts), *grid], tmp_path)
+    assert done.returncode == 0, done.stdout
+    (sweep,) = (tmp_path / "outputs" / "dictionary").iterdir()
+    assert sorted(os.listdir(sweep)) == ["0", "1", "multirun.yaml"]
+    for job in (0, 1):
+        read_run(sweep / str(job), processes=job + 1)
+
+
+@pytest.mark.slow
+def test_optuna_searches_for_the_lowest_fvu(tmp_path: Path, few_texts: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = (
+        *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "hydra.sweeper.n_jobs=1"),
+        *("hydra.sweeper.sampler.seed=0", "update.lr=tag(log,interval(1e-4,1e-1))"),
+    )
+    done = run([sys.executable, TRAIN, "-m", *search, *tiny(few_texts), "trainer=cpu"], tmp_path)
+    assert done.returncode == 0, done.stdout
+    (sweep,) = (tmp_path / "outputs" / "dictionary").iterdir()
+    tried = [read_run(sweep / str(job), processes=1, at_most=1)["val/fvu"] for job in range(3)]
+    best = OmegaConf.load(sweep / "optimization_results.yaml")
+    assert best.best_value == pytest.approx(min(tried))
