@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, nearest
-from dictlearn.launch import advice, is_main_process, launched, run_directory
+from dictlearn.launch import advice, is_main_process, launched, only_writer, run_directory
 
 USAGE = """\
 dictlearn: learn a dictionary of transformer factors, and look at them
@@ -67,7 +67,7 @@ def train(arguments: list[str] | None = None) -> None:
         word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
         if word:
             logging.getLogger(__name__).warning(word)
-        with _no_half_made_run(folder), own_processes():
+        with only_writer(folder), _no_half_made_run(folder), own_processes():
             metrics = run(config, folder)
         if is_main_process():
             show(folder, metrics)

@@ -6,13 +6,15 @@ Reads the environment that launchers set (Lightning's own, torchrun, SLURM); imp
 from __future__ import annotations
 
 import atexit
+import fcntl
 import itertools
 import os
 import re
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,6 +87,34 @@ def run_directory(root: str, name: object) -> str:
             f"{folder} cannot be written ({error.strerror}): "
             "choose another name=NAME or hydra.run.dir=DIR."
         ) from None
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a run directory, so that no other launch writes into it; the system lets go for us.
+
+    On disks that cannot lock a folder (some network ones) nothing is held.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    if not is_main_process():
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(
+            f"Another process is writing to {folder}: give another name=NAME or hydra.run.dir=DIR."
+        ) from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def launch_id() -> str | None:

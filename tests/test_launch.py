@@ -255,3 +255,31 @@ def test_a_launch_that_cannot_be_resumed_is_told_how_it_could(
 ) -> None:
     launch_as(environment)
     assert ("--rdzv-id" in (advice(nodes, overrides) or "")) is told
+
+
+def test_a_directory_that_another_launch_writes_to_is_refused(
+    launch_as: Launch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import sys; from pathlib import Path; from dictlearn.launch import only_writer\n"
+        "with only_writer(Path('run')): print('held', flush=True); sys.stdin.read()"
+    )
+    (tmp_path / "run").mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(Path(config_dir()).parent)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
+    with other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"held\n"
+            with pytest.raises(SystemExit):
+                cli.train(["hydra.run.dir=run", "max_vectors=0"])
+        finally:
+            other.kill()
+    assert "Another process is writing to" in capfd.readouterr().err
+    assert (tmp_path / "run").is_dir()
+    with launch.only_writer(tmp_path / "run"):  # let go by the system with the one that was killed
+        pass
