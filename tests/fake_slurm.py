@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 KILL_WAIT = 30.0  # seconds that a job has to end after SIGTERM, as KillWait in slurm.conf
-COMMANDS = ("sbatch", "srun", "scontrol")
+COMMANDS = ("sbatch", "srun", "scontrol", "sacct")
 SHORT = {"-n": "ntasks", "-N": "nodes", "-J": "job-name", "-c": "cpus-per-task"}
 SPACED = ("--output", "--error")  # whose value may follow as a word of its own
 
@@ -54,17 +54,21 @@ class FakeSlurm:
             submission.kill()
             submission.wait()
 
+    def variables(self) -> dict[str, str]:
+        """Return what finds the commands of this scheduler."""
+        path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {"PATH": path, "FAKE_SLURM": str(self.folder)}
+
     def submit(
         self, *arguments: str, cwd: Path, environment: Mapping[str, str] | None = None
     ) -> subprocess.Popen[str]:
         """Start ``sbatch --wait ARGUMENTS`` in `cwd`; it ends with the job, with its exit code."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("SLURM_")}
-        path = f"{self.folder / 'bin'}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.submissions.append(
             subprocess.Popen(
                 ["sbatch", "--wait", *arguments],
                 cwd=cwd,
-                env={**clean, **(environment or {}), "PATH": path, "FAKE_SLURM": str(self.folder)},
+                env={**clean, **(environment or {}), **self.variables()},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -234,6 +238,12 @@ def scontrol(arguments: list[str]) -> int:
     return 0
 
 
+def sacct(arguments: list[str]) -> int:
+    """Know nothing of any job yet, as the real one for some seconds."""
+    sys.stdout.write("JobID|State\n")
+    return 0
+
+
 def _options(words: list[str]) -> tuple[dict[str, str], list[str]]:
     """Split ``--key=value --flag -n 2 REST`` into the options and the rest."""
     options: dict[str, str] = {}
@@ -288,5 +298,4 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    ACTIONS = {"sbatch": sbatch, "slurmd": slurmd, "srun": srun, "scontrol": scontrol}
-    sys.exit(ACTIONS[sys.argv[1]](sys.argv[2:]))
+    sys.exit(globals()[sys.argv[1]](sys.argv[2:]))

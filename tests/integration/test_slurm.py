@@ -1,13 +1,15 @@
 """SLURM: the job script of the docs, as it stands there, through a scheduler of one machine."""
 
 import json
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.fake_slurm import FakeSlurm, wait_until
-from tests.integration.launches import ROOT, read_run, tiny
+from tests.integration.launches import ROOT, TRAIN, read_run, run, tiny
 
 SCRIPT = ROOT / "docs" / "slurm" / "train.sbatch"
 TWO_TASKS = ("--nodes=1", "--ntasks-per-node=2")
@@ -95,3 +97,19 @@ def test_the_scheduler_of_the_tests_ends_all_tasks_with_one_that_fails(
         options = json.loads((folder / "options.json").read_text())
     assert job.returncode == 128 + signal.SIGTERM
     assert options["ntasks"] == "2"
+
+
+@pytest.mark.slow
+def test_submitit_makes_a_job_of_every_value(place: Path, tmp_path: Path, few_texts: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    submit = (
+        *("hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=${trainer.devices}"),
+        *("hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1", "trainer=ddp_cpu"),
+    )
+    command = [sys.executable, TRAIN, "-m", *submit, *tiny(few_texts), "trainer.devices=2"]
+    with FakeSlurm(tmp_path / "slurm") as slurm:
+        done = run(command, place, PYTHONPATH=str(ROOT), **slurm.variables())
+    assert done.returncode == 0, done.stdout
+    (sweep,) = (place / "outputs" / "dictionary").iterdir()
+    assert sorted(os.listdir(sweep)) == [".submitit", "0", "multirun.yaml"]
+    read_run(sweep / "0", processes=2)
