@@ -6,6 +6,7 @@ import os
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
@@ -17,7 +18,8 @@ def environments() -> list[ClusterEnvironment]:
     """Return the plugin for SLURM where this is a task of it, otherwise none: Lightning knows.
 
     Lightning's own requeue runs collectives in the handler of a signal and hangs with more than
-    one process; it is switched off, whatever the trainer.
+    one process; it is switched off, whatever the trainer. And a job of one task is to Lightning
+    one of one process, which leaves all GPUs but one idle; here it starts the others.
 
     Raises:
         InputError: the tasks were asked for, or started, in a way that would wait for ever.
@@ -25,11 +27,13 @@ def environments() -> list[ClusterEnvironment]:
     if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
         return []
     tasks = int(os.environ["SLURM_NTASKS"])
-    if tasks > 1 and "SLURM_STEP_NUM_TASKS" not in os.environ:
+    if tasks == 1:
+        return [LightningEnvironment()]
+    if "SLURM_STEP_NUM_TASKS" not in os.environ:
         raise InputError(
             f"SLURM has {tasks} tasks for this job and one was started: write srun python train.py."
         )
-    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+    if "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise InputError(
             f"SLURM was asked for --ntasks={tasks}: give --nodes and --ntasks-per-node instead, "
             "so that every node is known to have the same number."

@@ -44,12 +44,16 @@ def is_main_process() -> bool:
 
 
 def world() -> World | None:
-    """Return the world that torchrun or srun made; None where this program starts processes."""
+    """Return the world that torchrun or SLURM made; None where this program starts processes.
+
+    A single task of SLURM is such a place: it may have all GPUs of its node.
+    """
     if ELASTIC_ID in os.environ:
         return World("torchrun", _count("WORLD_SIZE", 1), _count("GROUP_WORLD_SIZE", 1))
-    if "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in INTERACTIVE:
-        return World("SLURM", _count("SLURM_NTASKS", 1), _count("SLURM_NNODES", 1))
-    return None
+    tasks = _count("SLURM_NTASKS", 1)
+    if tasks == 1 or os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
+        return None
+    return World("SLURM", tasks, _count("SLURM_NNODES", 1))
 
 
 def launched(what: str, otherwise: object) -> object:

@@ -2,6 +2,7 @@
 
 import pytest
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 
 from dictlearn.cluster import check_world, environments
 from dictlearn.errors import InputError
@@ -46,6 +47,14 @@ def test_lightning_never_requeues_by_itself(task: pytest.MonkeyPatch) -> None:
     check_world(trainer(2))
     task.setenv("TORCHELASTIC_RUN_ID", "x")
     assert environments() == []
+
+
+def test_a_job_of_one_task_starts_the_other_processes_itself(task: pytest.MonkeyPatch) -> None:
+    task.setenv("SLURM_NTASKS", "1")
+    (plugin,) = environments()
+    assert isinstance(plugin, LightningEnvironment)
+    check_world(trainer(1))
+    check_world(trainer(2))
 
 
 @pytest.mark.parametrize("devices", [1, 3])

@@ -105,6 +105,7 @@ def test_a_launch_has_one_name(
         ({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "3"}, 3, 1),
         ({**BATCH, **STEP, "SLURM_NTASKS": "16", "SLURM_NNODES": "4"}, 4, 4),
         ({**SHELL, "SLURM_NTASKS": "2"}, "here", "here"),
+        ({**BATCH, "SLURM_NTASKS": "1", "SLURM_NNODES": "1"}, "here", "here"),
     ],
 )
 def test_presets_take_devices_and_nodes_from_the_launcher(

@@ -24,6 +24,7 @@ def place(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_the_job_script_makes_one_run_of_all_tasks(
     place: Path, tmp_path: Path, few_texts: Path
 ) -> None:
