@@ -21,6 +21,9 @@ ARROWS: dict[str, set[str]] = {
     "codes": set(),
     "noise": set(),
     "storage.atomic": set(),
+    "launch": {"errors"},
+    "cluster": {"errors", "launch"},
+    "multirun": {"errors", "launch", "configuration"},
     "configuration": {"errors"},
     "text": BOTTOM,
     "transformer": BOTTOM,
@@ -45,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "training": BOTTOM
     | {
         "callbacks",
+        "cluster",
         "configuration",
         "dictionary",
         "hidden_states",
@@ -66,7 +70,7 @@ ARROWS: dict[str, set[str]] = {
         "storage",
     },
     "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
-    "cli": {"configuration", "errors", "evaluation", "summary", "training"},
+    "cli": {"configuration", "errors", "evaluation", "launch", "multirun", "summary", "training"},
     "__init__": {"storage"},
 }
 
