@@ -114,3 +114,30 @@ def test_submitit_makes_a_job_of_every_value(place: Path, tmp_path: Path, few_te
     (sweep,) = (place / "outputs" / "dictionary").iterdir()
     assert sorted(os.listdir(sweep)) == [".submitit", "0", "multirun.yaml"]
     read_run(sweep / "0", processes=2)
+
+
+@pytest.mark.slow
+def test_a_run_near_its_limit_is_requeued_and_goes_on(
+    place: Path, tmp_path: Path, few_texts: Path
+) -> None:
+    """C4 SIGUSR1 of SLURM before the limit: saved, requeued, and gone on with by itself."""
+    long = ["max_vectors=40000", "trainer.val_check_interval=20", "callbacks=default"]
+    with FakeSlurm(tmp_path / "slurm") as slurm:
+        job = slurm.submit(*TWO_TASKS, str(SCRIPT), *tiny(few_texts), *long, cwd=place)
+        wait_until(lambda: any("step 20 of" in read(log) for log in place.glob("*.out")), 200)
+        (folder,) = slurm.jobs()
+        slurm.near_the_limit(folder)
+        said, _ = job.communicate(timeout=200)
+        log = read(place / f"slurm-{folder.name}.out")
+    assert job.returncode == 0, said + log
+    assert "stopped by SIGUSR1 after step" in log
+    assert "in its queue again" in log
+    assert "Going on from step" in log
+    out = place / "outputs" / "dictionary"
+    assert [path.name for path in out.iterdir()] == [f"slurm-{folder.name}"]
+    figures = json.loads((out / f"slurm-{folder.name}" / "metrics.json").read_text())
+    assert figures["train/vectors"] >= 40_000
+
+
+def read(path: Path) -> str:
+    return path.read_text(encoding="utf-8", errors="replace")
