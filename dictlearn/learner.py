@@ -20,7 +20,7 @@ from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normali
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
-from dictlearn.metrics import HeldOutMetrics
+from dictlearn.metrics import HeldOutMetrics, training_figures
 from dictlearn.metrics.held_out import Measured
 from dictlearn.prox import Moment, Prox
 from dictlearn.update import DictionaryOptimizer, Run, UpdateRule, lr_factor
@@ -213,13 +213,8 @@ class DictionaryLearner(pl.LightningModule):
         spread = (
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
-        l0 = solution.codes.l0().to(loss).mean()
-        own = torch.stack([loss, l0, error.square().sum(), spread.square().sum()])
-        loss, l0, left, whole = processes.mean(own)
-        figures = {
-            "train/loss": loss,
-            "train/fvu": left / whole,
-            "train/l0": l0,
+        figures = training_figures(loss, solution.codes, error, spread)
+        figures |= {
             "train/dead_fraction": self.is_dead().float().mean(),
             "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),

@@ -167,7 +167,7 @@ def seen(folder: Path) -> list[Tensor]:
     return batches
 
 
-REVIVAL = False
+REVIVAL = True
 
 
 def test_one_process_then_two_then_one(make_data: MakeData, tmp_path: Path) -> None:
