@@ -121,7 +121,7 @@ def test_a_run_near_its_limit_is_requeued_and_goes_on(
     place: Path, tmp_path: Path, few_texts: Path
 ) -> None:
     """C4 SIGUSR1 of SLURM before the limit: saved, requeued, and gone on with by itself."""
-    long = ["max_vectors=40000", "trainer.val_check_interval=20", "callbacks=default"]
+    long = ["max_vectors=200000", "trainer.val_check_interval=20", "callbacks=default"]
     with FakeSlurm(tmp_path / "slurm") as slurm:
         job = slurm.submit(*TWO_TASKS, str(SCRIPT), *tiny(few_texts), *long, cwd=place)
         wait_until(lambda: any("step 20 of" in read(log) for log in place.glob("*.out")), 200)
@@ -136,7 +136,7 @@ def test_a_run_near_its_limit_is_requeued_and_goes_on(
     out = place / "outputs" / "dictionary"
     assert [path.name for path in out.iterdir()] == [f"slurm-{folder.name}"]
     figures = json.loads((out / f"slurm-{folder.name}" / "metrics.json").read_text())
-    assert figures["train/vectors"] >= 40_000
+    assert figures["train/vectors"] >= 200_000
 
 
 def read(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -42,8 +43,10 @@ def attempt(overrides: list[str], seconds: float | None) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_a_run_killed_fifty_times_ends_as_if_it_had_not(tmp_path: Path, text_folder: Path) -> None:
     """A1 kill -9 at 50 random moments, also within a save: every time the run goes on."""
+    importlib.import_module("dictlearn.training")  # once, for all that are forked
     common = [*SMALL, f"text.path={text_folder}", f"data_dir={tmp_path}"]
     common += ["callbacks.checkpoint.every_steps=1", "~callbacks.gallery"]  # saves half of its time
     assert attempt([*common, f"hydra.run.dir={tmp_path}/straight"], None)
