@@ -19,7 +19,15 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
     """The run was asked to stop and can go on later: not an error, but not the end either.
 
     The command line says so and exits with code 75 (``EX_TEMPFAIL``: try again).
+
+    Args:
+        message: what stopped it, and where.
+        requeue: whether a scheduler is to be asked to start it again.
     """
+
+    def __init__(self, message: str, requeue: bool = False) -> None:
+        super().__init__(message)
+        self.requeue = requeue
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.cluster import check_world, environments
 from dictlearn.configuration import build, known_keys, plain
@@ -69,6 +70,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         trainer.strategy.barrier()
     except BaseException as error:
         finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
+        if isinstance(error, Stopped) and error.requeue and trainer.is_global_zero:
+            requeue()
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
         raise

@@ -40,6 +40,7 @@ def test_a_command_of_the_documentation_composes(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = [*arguments, "trainer=slurm"] if program == "train.sbatch" else arguments
+    given = [word for word in given if not word.startswith("run=")]  # a directory on their disk
     plugins = [PLUGINS[argument] for argument in given if argument in PLUGINS]
     for name in plugins:
         pytest.importorskip(name)

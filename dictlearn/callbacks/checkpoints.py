@@ -16,7 +16,6 @@ from pytorch_lightning.callbacks import Checkpoint
 from dictlearn.callbacks.agreement import Agreement
 from dictlearn.callbacks.loops import set_between_steps, validates_after
 from dictlearn.callbacks.random_state import random_states, restore_random_state
-from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.signals import StopSignals
 from dictlearn.errors import InputError, Stopped, choice, number, whole_number
 from dictlearn.learner import DictionaryLearner
@@ -249,9 +248,9 @@ class RunCheckpoints(Checkpoint):
     def _stop(self, trainer: pl.Trainer, asked: int) -> None:
         if self._agreement is not None:
             self._agreement.close()
-        if trainer.is_global_zero and asked == signal.SIGUSR1 and self.requeue:
-            requeue()
-        raise Stopped(f"stopped by {signal.Signals(asked).name} after step {trainer.global_step}")
+        again = self.requeue and asked == signal.SIGUSR1
+        name, step = signal.Signals(asked).name, trainer.global_step
+        raise Stopped(f"stopped by {name} after step {step}", requeue=again)
 
     def _leave(self) -> None:
         self._signals.remove()

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 
 log = logging.getLogger(__name__)
 
 
 def requeue() -> None:
-    """Put this job of SLURM back into the queue, if it is one."""
+    """Put this job of SLURM back into the queue, if it is one; the last thing that a run does.
+
+    SLURM ends what is left of the job by SIGTERM then, which is no news any more.
+    """
     job, array = os.environ.get("SLURM_JOB_ID"), os.environ.get("SLURM_ARRAY_JOB_ID")
     if array is not None:
         job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
     if job is None:
         return
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         done = subprocess.run(
             ["scontrol", "requeue", job], check=False, capture_output=True, text=True, timeout=60
