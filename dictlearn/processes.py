@@ -112,18 +112,20 @@ def kth_largest(values: Tensor, share: int, group: ProcessGroup | None = None) -
     whole, left = (torch.int64, 63) if precise.dtype == torch.float64 else (torch.int32, 31)
     bits = precise.view(whole)
     inside = bits > 0
-    wanted, there = total(torch.stack([torch.full_like(inside.sum(), share), inside.sum()]), group)
+    there = inside.sum()
+    wanted, there = total(torch.stack([torch.full_like(there, share), there]), group)
     enough, found = there >= wanted, torch.zeros_like(wanted)
     while left > 0:
         shift = max(0, left - DIGIT)
         base = 2 ** (left - shift)
-        digits = bits >> shift & base - 1
+        digits = (bits >> shift) & (base - 1)
         # From the largest digit downwards, how many values have been met.
         met = total(_counts(digits, inside, base), group).flip(0).cumsum(0)
         place = torch.searchsorted(met, wanted).clamp_max(base - 1)
-        wanted = wanted - torch.where(place > 0, met[place - 1], 0)
-        found = found | base - 1 - place << shift
-        inside &= digits == base - 1 - place
+        wanted = wanted - torch.where(place > 0, met.take((place - 1).clamp_min(0)), 0)
+        digit = base - 1 - place
+        found = found | (digit << shift)
+        inside &= digits == digit
         left = shift
     value = found.to(whole).view(precise.dtype)
     return Kth(torch.where(enough, value, 0).to(values.dtype), torch.where(enough, wanted, 0))
@@ -149,12 +151,11 @@ def among_largest(values: Tensor, share: int, group: ProcessGroup | None = None)
 
 
 def _counts(digits: Tensor, inside: Tensor, base: int) -> Tensor:
-    """Return how often every digit occurs inside, int64 `[base]`.
-
-    The host does not wait for the device. A count ends at 2^24, which is more than a share of k.
-    """
-    chosen = torch.where(inside, digits, -1).float()
-    return torch.histc(chosen, base, 0, base).long()
+    """Return how often every digit occurs inside, int64 `[base]`; no host waits for a device."""
+    # What is outside adds zeros all over the place: at one address they would queue.
+    anywhere = torch.arange(len(digits), dtype=digits.dtype, device=digits.device) & (base - 1)
+    counts = torch.zeros(base, dtype=torch.int32, device=digits.device)
+    return counts.index_add_(0, torch.where(inside, digits, anywhere), inside.int()).long()
 
 
 def _reduced(

@@ -66,18 +66,38 @@ def far(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max())
 
 
+def check_equal(alone: dict[str, Tensor], others: list[dict[str, Tensor]]) -> None:
+    """Compare all that one process ended with to what each of several did."""
+    for name, expected in alone.items():
+        allowed = 1e-4 if name == "val/amortisation_gap" else 1e-8
+        assert all(torch.equal(one[name], others[0][name]) for one in others), name
+        assert far(others[0][name], expected) <= allowed, name
+    assert all(set(one) == set(alone) for one in others)
+
+
 @pytest.mark.parametrize("case", marked)
 def test_two_processes_learn_what_one_learns(case: str, ended: Ended) -> None:
-    alone, first, second = ended(case)
-    assert set(alone) == set(first) == set(second)
+    alone, *pair = ended(case)
     assert alone["vectors_seen"] == STEPS * BATCH
     assert {"train/fvu", "val/fvu", "val/l0_layer_3", "idle", "revived"} < set(alone)
-    for name, expected in alone.items():
-        assert torch.equal(first[name], second[name]), name
-        allowed = 1e-4 if name == "val/amortisation_gap" else 1e-8
-        assert far(first[name], expected) <= allowed, name
+    check_equal(alone, pair)
     if case in ("adam, jump with a target", "adam, steered power"):
         assert alone["revived"] > alone["merged"] > 0
+
+
+@pytest.mark.slow
+def test_so_do_four(
+    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    job = Job(minilm_folder, text_folder, tmp_path_factory.mktemp("four"))
+    job.data(1, 1).prepare_data()
+    cases = ["two_phase, batch_topk", "adam, jump with a target", "adam, auxk and matryoshka"]
+    four = Together(job, cases, 4)
+    try:
+        for case in cases:
+            check_equal(train(job, case, 1), four.results(case))
+    finally:
+        four.end()
 
 
 @pytest.mark.parametrize("case", [FLOAT32])
