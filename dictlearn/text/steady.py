@@ -117,9 +117,8 @@ def _own_attempts_only() -> Iterator[None]:
     """Keep `datasets` from asking 20 times on its own: together that would take a quarter hour."""
     from datasets import config
 
-    kinds = ("READ_MAX_RETRIES", "OPEN_MAX_RETRIES", "READ_RETRY_INTERVAL", "OPEN_RETRY_INTERVAL")
-    kinds += ("READ_SERVER_UNAVAILABLE_RETRY_INTERVAL", "READ_RATE_LIMIT_RETRY_INTERVAL")
-    before = {f"STREAMING_{kind}": getattr(config, f"STREAMING_{kind}", 0) for kind in kinds}
+    names = [name for name in vars(config) if name.startswith("STREAMING_") and "RETR" in name]
+    before = {name: getattr(config, name) for name in names}
     for name in before:
         setattr(config, name, int(name.endswith("MAX_RETRIES")))
     try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -178,8 +177,6 @@ def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, r
     started = time.perf_counter()
     with (folder / "tokens.npy").open("wb") as file:
         index = _write_tokens(file, source, tokenizer, report)
-        file.flush()
-        os.fsync(file.fileno())
     if not index.counts.tokens:
         raise InputError(f"{source.name} holds no text: the tokenizer found no token in it.")
     _save(folder / "offsets.npy", np.frombuffer(index.offsets, dtype=np.int64))
@@ -205,5 +202,3 @@ def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, r
 def _save(path: Path, values: NDArray[Any]) -> None:
     with path.open("wb") as file:
         np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())

@@ -37,6 +37,7 @@ def test_a_run_leaves_metrics_csv_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_every_row_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    """D3 a run is killed after a row of the history: the row is on the disk."""
     logger = CsvLogger(tmp_path)
     for step in range(3):
         logger.log_metrics({"train/loss": torch.tensor(0.5)}, step)
@@ -69,6 +70,9 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", ["2,0.12", "2"])
 def test_the_torn_last_row_of_a_killed_run_is_dropped(torn: str, tmp_path: Path) -> None:
+    """D3 a run is killed within a row of the history: half a row is dropped, no wrong number
+    stays.
+    """
     (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2.0\n" + torn)
     CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n1,2.0\n2,1.0\n"

@@ -109,7 +109,7 @@ def test_a_stream_goes_on_where_it_broke_off(
 @pytest.mark.parametrize("fault", ["half", "silence", "503"])
 def test_a_server_that_stays_away_ends_in_a_sentence(fault: str, served: type[Flaky]) -> None:
     """D4 the hub stays away: after bounded attempts one sentence with the way around it."""
-    served.faults = {number: fault for number in range(6, 99)}
+    served.faults = dict.fromkeys(range(6, 99), fault)
     began = time.monotonic()
     message = r"some/where .*broke off after \d+ rows .*run again later.*hf download some/where"
     with pytest.raises(InputError, match=message) as told:
@@ -142,7 +142,8 @@ class Refusing(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", "0")
         self.end_headers()
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def log_message(self, format: str, *args: object) -> None:
         del format, args
