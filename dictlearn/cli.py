@@ -6,6 +6,7 @@ A user's mistake is one sentence on the standard error and exit code 2.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -24,6 +25,7 @@ from yaml import YAMLError
 
 from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, Stopped, nearest
+from dictlearn.launch import advice, is_main_process, launched, only_writer, run_directory
 
 USAGE = """\
 dictlearn: learn a dictionary of transformer factors, and look at them
@@ -60,16 +62,20 @@ def train(arguments: list[str] | None = None) -> None:
     """Train a dictionary: ``dictlearn train`` and ``python train.py``."""
 
     def task(config: DictConfig) -> float:
+        from dictlearn.multirun import own_processes
         from dictlearn.summary import show
         from dictlearn.training import train as run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
+        word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
+        if word:
+            logging.getLogger(__name__).warning(word)
         try:
-            with _no_half_made_run(folder):
+            with only_writer(folder), _no_half_made_run(folder), own_processes():
                 metrics = run(config, folder)
         except Stopped as stopped:
             _try_again(stopped, folder)
-        if _is_main_process():
+        if is_main_process():
             show(folder, metrics)
         return metrics.get("val/fvu", float("nan"))
 
@@ -137,10 +143,11 @@ def going_on(arguments: list[str]) -> list[str]:
 def _try_again(stopped: Stopped, folder: Path) -> NoReturn:
     """Say how to go on, and end with the code that means so.
 
-    The processes that Lightning started end with 0: at any other code it would kill the first.
+    The other processes end with 0: at any other code a launcher would kill the first, which has
+    its histories to close.
     """
-    if not _is_main_process():
-        raise SystemExit(0 if "LOCAL_WORLD_SIZE" not in os.environ else TRY_AGAIN)
+    if not is_main_process():
+        raise SystemExit(0)
     sys.stderr.write(
         f"dictlearn: {stopped}; go on with: python train.py run={folder} resume=true\n"
     )
@@ -211,15 +218,13 @@ def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("if_main", _if_main, replace=True)
+    OmegaConf.register_new_resolver("launched", launched, replace=True)
+    # Cached: asked again it must name the directory that it made, also in the jobs of a sweep.
+    OmegaConf.register_new_resolver("run_dir", run_directory, replace=True, use_cache=True)
 
 
 def _if_main(value: object, other: object) -> object:
-    return value if _is_main_process() else other
-
-
-def _is_main_process() -> bool:
-    """Tell whether this process is rank 0, from what launchers put into the environment."""
-    return not any(int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return value if is_main_process() else other
 
 
 @contextmanager
@@ -232,7 +237,7 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
     try:
         yield
     except InputError:
-        if fresh and _is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
+        if fresh and is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
             for parent in (folder.parent, folder.parent.parent):
                 if parent.is_relative_to(Path.cwd() / "outputs"):
@@ -242,6 +247,10 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
 
 
 def _stop(message: str) -> NoReturn:
-    if _is_main_process():
+    if is_main_process():
         sys.stderr.write(f"dictlearn: {message}\n")
     raise SystemExit(2)
+
+
+# Here, since workers of joblib and submitit import this module and never call `_launch`.
+_register_resolvers()

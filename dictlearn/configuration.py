@@ -148,6 +148,9 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         config_name: ``train``, ``encode``, ...
         arguments: the command line.
     """
+    mistake = _mistake(error)
+    if mistake is not None:
+        return str(mistake)
     text = " ".join(str(error).split())
     option = re.search(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'", text)
     if option:
@@ -156,6 +159,13 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     if key:
         return _unknown_key(key.group(1), known_keys(config_name, arguments))
     return text
+
+
+def _mistake(error: BaseException | None) -> InputError | None:
+    """Return the mistake that a resolver of ours told, and OmegaConf wrapped."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
+from dictlearn import processes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import check_shapes
 from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
@@ -72,6 +73,7 @@ class DictionaryLearner(pl.LightningModule):
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
+        self._some: list[tuple[Tensor, Tensor]] = []
         self.validation_firing_frequency = torch.zeros(dictionary.n_atoms)
         self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
 
@@ -188,11 +190,9 @@ class DictionaryLearner(pl.LightningModule):
         weighed = isinstance(optimizer, DictionaryOptimizer) and optimizer.weighs_energy
         square = codes.values.square()
         square = square * view.weight[:, None] if weighed else square
-        seen = torch.stack([codes.sum_over_rows(square) / n, codes.fired()])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(seen)
-        energy, fired = seen[0] / self.trainer.world_size, seen[1]
-        vectors = n * self.trainer.world_size
+        world = self.trainer.world_size
+        seen = processes.total(torch.stack([codes.sum_over_rows(square) / n, codes.fired()]))
+        energy, fired, vectors = seen[0] / world, seen[1], n * world
         self.idle.add_(vectors).masked_fill_(fired > 0, 0)
         self.vectors_seen += vectors
         l0 = fired.sum() / vectors
@@ -213,10 +213,13 @@ class DictionaryLearner(pl.LightningModule):
         spread = (
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
+        l0 = solution.codes.l0().to(loss).mean()
+        own = torch.stack([loss, l0, error.square().sum(), spread.square().sum()])
+        loss, l0, left, whole = processes.mean(own)
         figures = {
             "train/loss": loss,
-            "train/fvu": error.square().sum() / spread.square().sum(),
-            "train/l0": solution.codes.l0().float().mean(),
+            "train/fvu": left / whole,
+            "train/l0": l0,
             "train/dead_fraction": self.is_dead().float().mean(),
             "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
@@ -241,21 +244,26 @@ class DictionaryLearner(pl.LightningModule):
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
             )
         )
-        if batch_idx == 0:
-            self._measure_encoder(x, prox)
+        if self.inference.learned is not None:
+            some = self.data.some_held_out(batch)
+            self._some.append((x[some], batch.layer[some]))
         return {"codes": codes}
 
-    def _measure_encoder(self, x: Tensor, prox: Prox) -> None:
-        """Compare a learned encoder with a solver, on the first batch: solving all would cost."""
+    def _measure_encoder(self) -> None:
+        """Compare a learned encoder with a solver, on some vectors: solving all would cost."""
         encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
-        if encoder is not None:
+        if encoder is not None and sum(len(x) for x, _ in self._some) > 0:
+            x, layer = (torch.cat(parts) for parts in zip(*self._some, strict=True))
+            prox = self.sparsity(layer)
             pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
+        self._some.clear()
         # Sums of nothing otherwise: all processes have some to share, and the metric is content.
-        none = x.new_zeros(1)
+        none = atoms.new_zeros(1)
         self.held_out.update_amortisation(*(pair or (none, none)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures; they are already those of all processes."""
+        self._measure_encoder()
         figures, firing = self.held_out.compute()
         self.held_out.reset()
         self.validation_firing_frequency = firing.float().cpu()

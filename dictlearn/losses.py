@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, number, whole_number
@@ -151,7 +152,9 @@ class AuxK:
             codes = Codes(*values.topk(self.k_aux, dim=1, sorted=False), count)
         residual = (view.x - view.decoded).detach()
         error = _weighted(view, _squared(residual - reconstruct(codes, atoms)))
-        spread = _weighted(view, _squared(residual - residual.mean(0)))
+        # Of all processes, so that the mean of their gradients is that of the whole ratio.
+        middle = processes.mean(residual.mean(0))
+        spread = processes.mean(_weighted(view, _squared(residual - middle)))
         smallest = torch.finfo(spread.dtype).tiny
         return 0.5 * self.coefficient * dead.any() * error / spread.clamp_min(smallest)
 

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.throughput import Throughput
+from dictlearn.cluster import check_world, environments
 from dictlearn.configuration import build, known_keys, plain
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
@@ -156,9 +157,10 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule, started: float) ->
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in callbacks),
     )
+    check_world(trainer)
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
             "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "
@@ -200,6 +202,7 @@ def _training_figures(
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
+        "seconds/saving": sum(callback.seconds for callback in _saving(trainer)),
         "seconds/total": throughput.total_seconds(),
     }
 

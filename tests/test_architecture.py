@@ -14,13 +14,17 @@ PACKAGE = Path(dictlearn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What every room may import of ours (besides itself). The flow goes downwards and never back.
-BOTTOM = {"errors", "seeding", "codes", "storage.atomic"}
+BOTTOM = {"errors", "seeding", "codes", "processes", "storage.atomic"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "seeding": set(),
     "codes": set(),
     "noise": set(),
+    "processes": set(),
     "storage.atomic": set(),
+    "launch": {"errors"},
+    "cluster": {"errors", "launch"},
+    "multirun": {"errors", "launch", "configuration"},
     "configuration": {"errors"},
     "text": BOTTOM,
     "transformer": BOTTOM,
@@ -45,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "training": BOTTOM
     | {
         "callbacks",
+        "cluster",
         "configuration",
         "dictionary",
         "hidden_states",
@@ -66,7 +71,7 @@ ARROWS: dict[str, set[str]] = {
         "storage",
     },
     "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
-    "cli": {"configuration", "errors", "evaluation", "summary", "training"},
+    "cli": {"configuration", "errors", "evaluation", "launch", "multirun", "summary", "training"},
     "__init__": {"storage"},
 }
 

@@ -53,6 +53,7 @@ class RunCheckpoints(Checkpoint):
 
     Attributes:
         also: what else is written at every checkpoint by process 0, after it counts.
+        seconds: spent on saving so far, with what else is written.
 
     Raises:
         InputError: a value is not allowed.
@@ -79,6 +80,7 @@ class RunCheckpoints(Checkpoint):
         self.max_failures = whole_number(name + "max_failures", max_failures)
         self.requeue = requeue
         self.also: list[Callable[[], object]] = []
+        self.seconds = 0.0
         self._signals = StopSignals()
         self._agreement: Agreement | None = None
         self._best: float | None = None
@@ -108,8 +110,7 @@ class RunCheckpoints(Checkpoint):
             rewind(
                 trainer.loggers, [0]
             )  # what a process left that was killed before its first checkpoint
-        launcher = trainer.strategy.launcher
-        children = getattr(launcher, "procs", [])
+        children = getattr(trainer.strategy.launcher, "procs", [])
         self._signals = StopSignals(lambda: [child.kill() for child in children])
         self._signals.install()
         self._agreement = Agreement(trainer.world_size, n_flags=2)
@@ -128,7 +129,7 @@ class RunCheckpoints(Checkpoint):
         regular = self.every_steps and step % self.every_steps == 0
         if (asked or late or regular) and step > self._saved_step:
             self.save(trainer, AFTER)
-        if asked:
+        if asked and step > 0:  # before the first step there is nothing to go on from
             self._stop(trainer, asked)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -149,8 +150,7 @@ class RunCheckpoints(Checkpoint):
         """Save with the held-out figures, and keep this one if it is the best."""
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        better = self._is_better(trainer)
-        self.save(trainer, AFTER, best=better)
+        self.save(trainer, AFTER, best=self._is_better(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Let the signals go."""
@@ -179,7 +179,7 @@ class RunCheckpoints(Checkpoint):
         Raises:
             InputError: it could not be written, too often.
         """
-        step = trainer.global_step
+        step, began = trainer.global_step, time.monotonic()
         self._stage = stage
         self._number += 1
         path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
@@ -197,6 +197,7 @@ class RunCheckpoints(Checkpoint):
             except OSError as error:
                 failure = error
         self._saved_step, self._saved_at = step, time.monotonic()
+        self.seconds += self._saved_at - began
         if trainer.strategy.broadcast(failure is not None):
             self._missed(path, failure)
         else:
@@ -246,12 +247,11 @@ class RunCheckpoints(Checkpoint):
         return asked, bool(is_late)
 
     def _stop(self, trainer: pl.Trainer, asked: int) -> None:
-        name = signal.Signals(asked).name
         if self._agreement is not None:
             self._agreement.close()
         if trainer.is_global_zero and asked == signal.SIGUSR1 and self.requeue:
             requeue()
-        raise Stopped(f"stopped by {name} after step {trainer.global_step}")
+        raise Stopped(f"stopped by {signal.Signals(asked).name} after step {trainer.global_step}")
 
     def _leave(self) -> None:
         self._signals.remove()

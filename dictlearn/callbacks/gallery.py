@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from dictlearn import processes
 from dictlearn.analysis.code_table import CodeTable, Observed, code_table
 from dictlearn.analysis.importance import Importance, best_by_peak, importance, variety
 from dictlearn.analysis.survey import Survey, Surveyor
@@ -220,11 +221,10 @@ def observe(codes: Codes, batch: Any) -> Observed:
 
 def _gather(seen: Observed, skipped: int, n_atoms: int) -> tuple[list[Observed], int, int]:
     """Return the parts of all processes on process 0, in the order of the ranks."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
+    world = processes.world_size()
+    if world == 1:
         return [seen], skipped, n_atoms
-    is_zero = torch.distributed.get_rank() == 0
-    everyone: list[Any] | None = [None] * torch.distributed.get_world_size() if is_zero else None
+    everyone: list[Any] | None = [None] * world if processes.rank() == 0 else None
     torch.distributed.gather_object((seen, skipped, n_atoms), everyone, dst=0)
     if everyone is None:
         return [], skipped, n_atoms

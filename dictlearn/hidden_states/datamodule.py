@@ -22,7 +22,7 @@ from dictlearn.hidden_states.options import StreamOptions
 from dictlearn.hidden_states.order import PER_STEP, check_order
 from dictlearn.hidden_states.statistics import Normalization, Statistics, measure
 from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
-from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
+from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks, spread_sample
 from dictlearn.hidden_states.weights import token_weights
 from dictlearn.text import Blocks, TokenStore, pack, tokenize
 
@@ -70,6 +70,7 @@ class HiddenStateDataModule(pl.LightningDataModule):
         store: the tokenised text (after `setup`, like all that follow).
         n_train_tokens: tokens of text to train on.
         n_validation_tokens: held-out tokens of text.
+        n_validation_vectors: vectors of a validation (after `val_dataloader`).
         statistics: means, norms and scales of the layers.
         normalization: the normalisation made from them.
 
@@ -99,6 +100,7 @@ class HiddenStateDataModule(pl.LightningDataModule):
         self.seed, self.data_dir = seed, Path(data_dir)
         self.layers = transformer.resolve_layers(self.options.layers)
         self.hidden_size = transformer.hidden_size
+        self.n_validation_vectors = 0
         self._device: torch.device | None = None
         self._iterators: list[Generator[HiddenStates, None, None]] = []
 
@@ -217,9 +219,19 @@ class HiddenStateDataModule(pl.LightningDataModule):
         rank, world = self._rank_and_world()
         options, rows = self.options, self._rows(self._validation)
         numbers = choose_blocks(rows, options.validation_vectors, options.lanes, world, self.seed)
+        self.n_validation_vectors = int(rows[numbers].sum())
         if not len(numbers):
             return []
         return ValidationBatches(self._validation, numbers, rank, world, options.batch_size)
+
+    def some_held_out(self, states: HiddenStates) -> torch.Tensor:
+        """Return which held-out rows to choose, bool `[n]`, where all of them would cost too much.
+
+        In a validation as many as in a training batch; the same ones on any number of processes.
+        """
+        _, world = self._rank_and_world()
+        one_in = self.n_validation_vectors // (self.options.batch_size * world)
+        return spread_sample(states, max(1, one_in))
 
     def tokens_seen(self, step: int) -> int:
         """Return how many tokens (vectors by layers) all processes have seen after `step` steps."""

@@ -45,6 +45,14 @@ def choose_blocks(rows: Integers, at_most: int, lanes: int, world: int, seed: in
     return np.sort(order[:n])
 
 
+def spread_sample(states: HiddenStates, one_in: int) -> torch.Tensor:
+    """Return about one in so many rows as a mask `[n]`, spread over tokens and layers.
+
+    Whether a row is chosen depends on where it comes from only.
+    """
+    return (states.document + states.position + states.layer) % one_in == 0
+
+
 class ValidationBatches:
     """Unshuffled batches of whole token blocks, about `batch_size` rows each.
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
 from dictlearn.inference.layers import Layer, Pairs
@@ -32,20 +33,11 @@ GAIN = 5.0
 Taken as they are they would need thousands of steps to find their place."""
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over the processes of a distributed run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
-    return value
-
-
 class Cut(nn.Module):
     """The running mean over training steps of the smallest code that a batch kept.
 
-    Of several processes each shares its own batch out; the cut is the mean of theirs, and the
-    same in all. What exceeds it is kept at use, so that a row's codes depend on that row alone.
+    Several processes share one batch out, and the cut is the same in all. What exceeds it is kept
+    at use, so that a row's codes depend on that row alone.
     """
 
     value: Tensor
@@ -67,8 +59,9 @@ class Cut(nn.Module):
     def observe(self, codes: Codes) -> None:
         """Take the codes of a training step in."""
         positive = codes.values > 0
-        smallest = torch.where(positive, codes.values, torch.inf).amin()
-        smallest = mean_over_processes(torch.where(smallest.isfinite(), smallest, 0.0))
+        own = torch.where(positive, codes.values, torch.inf).amin()
+        smallest = processes.smallest(own)
+        smallest = torch.where(smallest.isfinite(), smallest, 0.0)
         mean = MEMORY * self.value + (1 - MEMORY) * smallest
         self.value.copy_(torch.where(self.value.isfinite(), mean, smallest))
 
@@ -108,10 +101,10 @@ class Jumps(nn.Module):
             return
         self._fitted[t] = True  # the device is asked once
         if not self.fitted[t]:
-            above = max(1, min(round(len(scores) * k), scores.numel()))
-            cut = scores.flatten().kthvalue(scores.numel() - above + 1).values
-            tiny = torch.finfo(scores.dtype).tiny
-            self.scales[t] = mean_over_processes(cut.clamp_min(tiny))
+            first = processes.rank() * len(scores)
+            above = round((first + len(scores)) * k) - round(first * k)
+            cut = _kth_largest(scores, max(1, min(above, scores.numel())))
+            self.scales[t] = cut.clamp_min(torch.finfo(scores.dtype).tiny)
             self.fitted[t] = True
 
     def threshold(self, t: int) -> Tensor:
@@ -199,11 +192,20 @@ class Counting:
         values = codes.values.detach()
         if not self.training:
             return packed(codes, values > self.cut.value)
-        n = values.numel()
-        least = values.flatten().kthvalue(n - min(n, self.k * len(values)) + 1).values
+        least = _kth_largest(values, min(values.numel(), self.k * len(values)))
         kept = packed(codes, (values >= least) & (values > 0))
         self.cut.observe(kept)
         return kept
+
+
+def _kth_largest(values: Tensor, share: int) -> Tensor:
+    """Return the k-th largest value of a batch, 0-dimensional.
+
+    Of several processes k is the sum of their shares; then it is 0 if fewer values are positive.
+    """
+    if processes.world_size() > 1:
+        return processes.kth_largest(values, share).value
+    return values.flatten().kthvalue(values.numel() - share + 1).values
 
 
 def screened(residual: Tensor, layer: Layer, c: int, start: Pairs | None) -> Tensor:

@@ -16,6 +16,7 @@ from benchmarks import (
     layers,
     methods,
     ours,
+    running,
     solvers,
     synthetic,
     training_step,
@@ -208,3 +209,12 @@ def test_synthetic_trains_and_scores(given: list[str], tmp_path: Path) -> None:
     found = figures(tmp_path)
     assert 0 <= found["two-phase/found"] <= 1
     assert -1 <= found["TopK/mcc"] <= 1
+
+
+@pytest.mark.slow
+def test_running_times_checkpoints_and_overlap(tmp_path: Path) -> None:
+    running.main(["--quick", "--json", str(tmp_path / "figures.json")])
+    found = figures(tmp_path)
+    assert 0 < found["saving/256/share"] < 0.1
+    assert found["overlap/false/share"] < 0.2
+    assert found["overlap/true/vectors_per_second"] > 0

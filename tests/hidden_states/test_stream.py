@@ -81,13 +81,8 @@ def test_neighbours_in_a_batch_are_strangers(
 def test_processes_together_see_what_one_process_sees(bench: Bench, world: int) -> None:
     whole = run(bench, range(8))
     ranks = [run(bench, range(8), Share.of(r, world, LANES, 40 // world)) for r in range(world)]
-    for step, batch in enumerate(whole):
-        by_lane = [
-            HiddenStates(*(column[i : i + 10] for column in ranks[lane % world][step]))
-            for lane in range(LANES)
-            for i in [lane // world * 10]
-        ]
-        assert equal(HiddenStates.concatenate(by_lane), batch)
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert equal(HiddenStates.concatenate(parts), batch)
 
 
 @pytest.fixture(scope="module")
