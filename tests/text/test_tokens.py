@@ -1,6 +1,9 @@
 import json
 import logging
 import multiprocessing
+import pickle
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from dictlearn.errors import InputError
 from dictlearn.text import tokenize
 from dictlearn.text.store import open_store
 from dictlearn.text.tokens import token_ids, tokenizer_fingerprint
+from tests.reliability.hostile import Hostile
 from tests.text.conftest import Given, sentences
 
 DIRTY = (
@@ -138,15 +142,46 @@ def test_a_directory_that_cannot_be_written_is_named(tokenizer: Any, tmp_path: P
         tokenize(Given((sentences(0, 3),)), tokenizer, tmp_path / "taken")
 
 
-def test_a_damaged_store_is_named(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stored(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Given((sentences(0, 30), sentences(30, 60)))
-    path = tokenize(source, tokenizer, tmp_path).path
-    content = (path / "tokens.npy").read_bytes()
-    (path / "tokens.npy").write_bytes(content[:-40])
-    with pytest.raises(InputError, match=r"is damaged .*: delete that folder and run again"):
-        tokenize(source, tokenizer, tmp_path)
-    (path / "tokens.npy").write_bytes(content)
-    assert len(open_store(path).document_ids) == 2
+    return tokenize(source, tokenizer, tmp_path_factory.mktemp("stored")).path
+
+
+FILES = ("tokens.npy", "offsets.npy", "content_hashes.npy", "document_ids.json", "meta.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "empty", "gone", "pickle"])
+def test_a_damaged_store_is_named(damage: str, file: str, stored: Path, tmp_path: Path) -> None:
+    """A5, E1 tokenised text is truncated, flipped, gone or a pickle: one sentence that names it,
+    nothing is executed.
+    """
+    folder = tmp_path / "store"
+    shutil.copytree(stored, folder)
+    content = (folder / file).read_bytes()
+    chance, marker = random.Random(0), tmp_path / "marker"
+    for _ in range(25 if damage in ("truncated", "flipped") else 1):
+        place = chance.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << chance.randrange(8)
+        bad = {
+            "truncated": content[:place],
+            "flipped": bytes(flipped),
+            "longer": content + b"x",
+            "empty": b"",
+            "gone": b"",
+            "pickle": pickle.dumps(Hostile(marker)),
+        }[damage]
+        (folder / file).write_bytes(bad)
+        if damage == "gone":
+            (folder / file).unlink()
+        if (damage, file) == ("flipped", "meta.json"):
+            continue  # it has no digest; what it says of others is checked, the rest is a report
+        with pytest.raises(InputError, match=r"is damaged .*: delete that folder and run again"):
+            open_store(folder)
+    assert not marker.exists()
+    assert len(open_store(stored).document_ids) == 2
 
 
 def test_progress_counts_up(
