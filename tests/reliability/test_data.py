@@ -46,7 +46,7 @@ def stream(
 
 
 def test_dirty_and_gigantic_documents_are_trained_on(tmp_path: Path) -> None:
-    """B6, B9 blanks, NUL, emoji, lone surrogates, one word of 5,000 letters and a gigantic document:
+    """B6, B9 blanks, NUL, emoji, lone surrogates, a word of 5,000 letters, a gigantic document:
     every real token is a vector once, none is padding, and nothing is NaN.
     """
     texts = (*DIRTY[:-1], GIGANTIC, *(sentences(n, n + 1 + n % 5) for n in range(40)))

@@ -377,7 +377,7 @@ def test_an_array_that_lies_about_its_length_costs_no_memory(
     shutil.copytree(data.store.path, run / "store")
     file = io.BytesIO()
     header = {"descr": "<i8", "fortran_order": False, "shape": (10**13,)}
-    np.lib.format.write_array_header_1_0(file, header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(file, header)
     with_bounded_growth(lambda: as_tokens(run, file.getvalue() + bytes(800)))
 
 
