@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -135,6 +136,10 @@ def going_on(arguments: list[str]) -> list[str]:
         before = [str(entry) for entry in OmegaConf.load(path)]
     except (OSError, YAMLError):
         _stop(f"There is no run to go on with in {folder}: {path} is not there or damaged.")
+    for entry in before:
+        # A run that comes from elsewhere is data: it must not choose what the launcher executes.
+        if not re.match(r"[+~]*(?!hydra\b)\w", entry):
+            _stop(f"{path} holds '{entry}', which no run writes there: remove that line.")
     before = [entry for entry in before if not entry.startswith("resume=")]
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*before, *others, f"hydra.run.dir='{place}'"]
@@ -169,7 +174,11 @@ def _launch(
     if arguments is not None:
         sys.argv = [command_line[0], *arguments]
 
+    composed = False
+
     def guarded(config: DictConfig) -> object:
+        nonlocal composed
+        composed = True
         # Lightning starts the other ranks with this very command line and environment.
         sys.argv = command_line
         _set_trace(wants_trace)
@@ -198,8 +207,10 @@ def _launch(
         if wants_trace:
             raise
         _stop(f"{error.filename} cannot be written: choose another hydra.run.dir=DIR.")
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_trace:
+    except Exception as error:
+        # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
+        ours = composed and not isinstance(error, HydraException | OmegaConfBaseException)
+        if wants_trace or ours:
             raise
         _stop(explain(error, config_name, sys.argv[1:]))
     finally:
@@ -233,7 +244,8 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
 
     A directory that held anything before this launch (but Hydra's own files) is left alone.
     """
-    fresh = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
+    ours = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
+    fresh = ours and not Path.cwd().is_relative_to(folder.resolve())
     try:
         yield
     except InputError:

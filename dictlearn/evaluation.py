@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
+from yaml import YAMLError
 
 from dictlearn.codes import Codes
 from dictlearn.configuration import build, plain
@@ -131,7 +132,10 @@ def _data(run: Path, trained: TrainedDictionary) -> HiddenStateDataModule:
             f"{run} has no .hydra/config.yaml, which says what text was held out: give the run "
             "directory as training left it."
         )
-    made = OmegaConf.load(path)
+    try:
+        made = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
     if not isinstance(made, DictConfig):
         raise InputError(f"{path} is no config of a run.")
     made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)

@@ -18,7 +18,7 @@ from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.cluster import check_world, environments
-from dictlearn.configuration import build, known_keys, plain
+from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
 from dictlearn.hidden_states import HiddenStateDataModule
@@ -48,7 +48,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     """
     start = time.perf_counter()
     quiet()
-    values = plain(config)
+    values = redacted(plain(config))
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
     checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
@@ -74,9 +74,29 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             requeue()
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
+        if _is_out_of_memory(error):
+            raise InputError(_too_large(config, data, trainer.global_step)) from error
         raise
     finish_loggers(trainer.loggers)
     return figures
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a GPU, or the machine, had no memory left; on a CPU torch has no name for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _too_large(config: DictConfig, data: HiddenStateDataModule, step: int) -> str:
+    n, m = data.options.batch_size, int(config.dictionary.n_atoms)
+    inference = str(config.inference["_target_"]).rpartition(".")[2]
+    return (
+        f"The memory is full at step {step}, with hidden_states.batch_size={n} vectors of width "
+        f"{data.hidden_size}, dictionary.n_atoms={m} and {inference} (one dense table of codes "
+        f"alone has {4 * n * m / 2**20:,.1f} MiB): lower hidden_states.batch_size first, then "
+        "dictionary.n_atoms."
+    )
 
 
 def compose(

@@ -194,6 +194,7 @@ def test_a_rank_that_cannot_know_the_directory_leaves_nothing(
 def test_a_name_that_leads_out_of_the_outputs_is_refused(
     name: object, launch_as: Launch, tmp_path: Path
 ) -> None:
+    """E3 the name of a run leads out of the outputs: refused, nothing is made anywhere."""
     for environment in ({}, BATCH, {"LOCAL_RANK": "1"}):
         launch_as(environment)
         with pytest.raises(InputError, match="name="):
@@ -210,6 +211,7 @@ def test_other_names_are_folders_of_the_outputs(name: object, launch_as: Launch)
 def test_outputs_that_cannot_be_written_are_a_mistake_of_one_sentence(
     launch_as: Launch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """A7 the outputs cannot be written: one sentence."""
     (tmp_path / "outputs").write_text("a file")
     with pytest.raises(SystemExit) as stop:
         cli.train(["max_vectors=8"])
@@ -221,6 +223,7 @@ def test_outputs_that_cannot_be_written_are_a_mistake_of_one_sentence(
 def test_the_command_line_tells_a_wrong_name(
     arguments: list[str], launch_as: Launch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """E3 name=../../x on the command line, also in a sweep: one sentence, nothing is made."""
     with pytest.raises(SystemExit) as stop:
         cli.train(arguments)
     assert stop.value.code == 2
@@ -261,6 +264,7 @@ def test_a_launch_that_cannot_be_resumed_is_told_how_it_could(
 def test_a_directory_that_another_launch_writes_to_is_refused(
     launch_as: Launch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """A6 two launches write to one run directory: the second is refused in one sentence."""
     code = (
         "import sys; from pathlib import Path; from dictlearn.launch import only_writer\n"
         "with only_writer(Path('run')): print('held', flush=True); sys.stdin.read()"

@@ -192,7 +192,7 @@ class FactorGallery(pl.Callback):
 
 def _file_name(key: str, value: object) -> str:
     name = str(value)
-    if Path(name).name != name or not name.endswith(".html"):
+    if Path(name).name != name or not name.endswith(".html") or not name.isprintable():
         raise InputError(f"{key}={name} must be a plain file name that ends in .html.")
     return name
 

@@ -187,6 +187,7 @@ class Resident(pl.Callback):
 def test_memory_does_not_grow_over_ten_thousand_steps(
     minilm_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
+    """C8 a run of 10,000 steps: its memory does not grow."""
     data = small_data(minilm_folder, text_folder, tmp_path, steps=10_000, batch_size=32)
     memory, throughput = Resident(), Throughput()
     trainer = small_trainer(

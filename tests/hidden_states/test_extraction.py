@@ -101,6 +101,9 @@ class NotFinite(FrozenTransformer):
 
 
 def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(bench: Bench) -> None:
+    """B1 a hidden state is not finite: named with layer, document and token, and the others are
+    bit-equal.
+    """
     spoilt = Extractor(
         NotFinite(dtype="float32"),
         bench.store,
@@ -144,6 +147,9 @@ def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(
 def test_ids_beyond_the_vocabulary_are_refused_before_the_transformer_sees_them(
     bench: Bench, transformer: FrozenTransformer
 ) -> None:
+    """B7 a token id beyond the vocabulary reaches the extraction: refused on the CPU, before the
+    model sees it.
+    """
     wrong = replace(bench.store, tokens=bench.store.tokens + transformer.vocabulary_size)
     extractor = Extractor(transformer, wrong, bench.extractor.blocks, (0,), bench.extractor.frame)
     with pytest.raises(InputError, match="do not belong together"):

@@ -141,6 +141,9 @@ def test_the_background_thread_ends_with_the_stream(bench: Bench) -> None:
 
 
 def test_an_error_in_the_background_reaches_the_reader(bench: Bench) -> None:
+    """C6 the thread that prepares the batches fails: the run gets its sentence, and no thread is
+    left.
+    """
     spoilt = Extractor(
         NotFinite(dtype="float32"),
         bench.store,
@@ -155,6 +158,7 @@ def test_an_error_in_the_background_reaches_the_reader(bench: Bench) -> None:
 
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_lane_blocks_in_memory_stay_within_what_is_announced(bench: Bench, prefetch: bool) -> None:
+    """C8 blocks of hidden states fill the memory: never more than is announced at the start."""
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most, most_blocks = 0, 0
 

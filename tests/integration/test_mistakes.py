@@ -112,6 +112,9 @@ def broken_copy(model: Path, folder: Path) -> Path:
 def test_a_mistake_is_told_in_one_sentence(
     name: str, place: Path, broken_model: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """E4 forty usual mistakes on the command line: one sentence, exit code 2, nothing left
+    behind.
+    """
     overrides, pattern = MISTAKES[name]
     text = (
         []

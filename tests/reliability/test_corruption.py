@@ -108,7 +108,7 @@ def test_what_a_killed_process_left_is_cleared_away(run: Path, tmp_path: Path) -
 
 
 def test_last_is_the_newest(run: Path) -> None:
-    """A8 the newest checkpoint is also last.ckpt, a file and no link that can dangle."""
+    """A8 old checkpoints go: last.ckpt is a file and the newest, no link that can dangle."""
     last = run / "checkpoints" / LAST
     assert last.is_file()
     assert not last.is_symlink()

@@ -194,7 +194,7 @@ def test_one_process_then_two_then_one(make_data: MakeData, tmp_path: Path) -> N
 
 
 def test_another_order_of_the_data_is_refused(make_data: MakeData, tmp_path: Path) -> None:
-    """C9 a run goes on only where its vectors come in the order it began with."""
+    """C9 other options change the order of the vectors: the run refuses to go on."""
     with pytest.raises(Stopped):
         go(tmp_path, make_data(), Interrupt(2))
     with pytest.raises(InputError, match=r"began with 128 vectors a step.*batch_size=128"):

@@ -97,7 +97,7 @@ def test_two_processes_stop_at_one_step(
 @pytest.mark.slow
 @pytest.mark.parametrize("hung", [False, True])
 def test_a_second_signal_ends_the_run_at_once(hung: bool, place: Path, tmp_path: Path) -> None:
-    """C5 a second signal ends all processes at once, also where a rank does not answer."""
+    """C5 a second signal: all processes end at once, also where a rank does not answer."""
     with launched(place, [*SMALL, *TWO, TEXT, f"hydra.run.dir={tmp_path / 'out'}"]) as run:
         run.wait_for("step 14 of")
         pids = run.ranks()
