@@ -65,8 +65,9 @@ ARROWS: dict[str, set[str]] = {
         "prox",
         "storage",
     },
+    "caching": {"configuration", "errors", "hidden_states", "noise"},
     "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
-    "cli": {"configuration", "errors", "evaluation", "summary", "training"},
+    "cli": {"caching", "configuration", "errors", "evaluation", "summary", "training"},
     "__init__": {"storage"},
 }
 
