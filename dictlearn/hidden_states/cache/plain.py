@@ -203,9 +203,7 @@ def _of_torch(path: Path) -> list[Tensor]:
             if not mapping:
                 raise InputError(f"{path} is no file of tensors ({error!r:.150}).") from None
             continue
-        values = [found] if isinstance(found, Tensor) else found
-        if isinstance(values, dict):
-            values = [*values.values()]
+        values = [*found.values()] if isinstance(found, dict) else [found]
         return [value for value in values if isinstance(value, Tensor)]
     return []
 
