@@ -34,6 +34,7 @@ dictlearn: learn a dictionary of transformer factors, and look at them
   dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
   dictlearn train  run=DIR resume=true            go on with a run that was broken off
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
+  dictlearn cache  path=FOLDER [key=value ...]    hidden states to disk; then hidden_states=cached hidden_states.path=FOLDER
   dictlearn evaluate inference run=DIR            FVU against L0, time and gap of several inferences
 
   dictlearn COMMAND --help                        groups, options and keys of a command
@@ -49,7 +50,7 @@ TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 def main() -> None:
     """Run the command named by the first argument."""
-    commands = {"train": train, "encode": encode, "evaluate": evaluate}
+    commands = {"train": train, "encode": encode, "evaluate": evaluate, "cache": cache}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE)
@@ -93,6 +94,17 @@ def encode(arguments: list[str] | None = None) -> None:
         show_factors(config, sentence)
 
     _launch(task, "encode", others)
+
+
+def cache(arguments: list[str] | None = None) -> None:
+    """Write hidden states to disk: ``dictlearn cache path=FOLDER``."""
+
+    def task(config: DictConfig) -> None:
+        from dictlearn.caching import cache as run
+
+        run(config)
+
+    _launch(task, "cache", arguments)
 
 
 def evaluate(arguments: list[str] | None = None) -> None:

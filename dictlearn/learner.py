@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dictlearn import processes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import check_shapes
-from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
+from dictlearn.hidden_states import DataModule, HiddenStates, Normalization
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
@@ -78,9 +78,9 @@ class DictionaryLearner(pl.LightningModule):
         self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
 
     @property
-    def data(self) -> HiddenStateDataModule:
+    def data(self) -> DataModule:
         """The stream this learner is attached to."""
-        data: HiddenStateDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
     def setup(self, stage: str) -> None:

@@ -21,7 +21,12 @@ from dictlearn.cluster import check_world, environments
 from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
-from dictlearn.hidden_states import HiddenStateDataModule
+from dictlearn.hidden_states import (
+    CachedDataModule,
+    CachedOptions,
+    DataModule,
+    HiddenStateDataModule,
+)
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.noise import quiet
@@ -88,7 +93,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def _too_large(config: DictConfig, data: HiddenStateDataModule, step: int) -> str:
+def _too_large(config: DictConfig, data: DataModule, step: int) -> str:
     n, m = data.options.batch_size, int(config.dictionary.n_atoms)
     inference = str(config.inference["_target_"]).rpartition(".")[2]
     return (
@@ -99,9 +104,7 @@ def _too_large(config: DictConfig, data: HiddenStateDataModule, step: int) -> st
     )
 
 
-def compose(
-    config: DictConfig, values: dict[str, Any]
-) -> tuple[DictionaryLearner, HiddenStateDataModule]:
+def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearner, DataModule]:
     """Build the learner and its stream; what is cheap comes first, so that a wrong value is told
     before a model is loaded.
     """  # noqa: D205
@@ -110,12 +113,9 @@ def compose(
     inference = build(config["inference"])
     update = build(config["update"])
     loss = build(config["loss"])
-    options = build(config["hidden_states"])
-    text = build(config["text"])
-    transformer = build(config["transformer"])
-    dictionary = _dictionary(config, transformer.hidden_size)
+    data = _data(config, max_vectors)
     learner = DictionaryLearner(
-        dictionary,
+        _dictionary(config, data.hidden_size),
         prox,
         inference,
         update,
@@ -124,15 +124,23 @@ def compose(
         seed=config.seed,
         config=values,
     )
-    data = HiddenStateDataModule(
-        transformer,
+    return learner, data
+
+
+def _data(config: DictConfig, max_vectors: int) -> DataModule:
+    """Build the stream: of a transformer that reads a text, or of stored hidden states."""
+    options = build(config["hidden_states"])
+    if isinstance(options, CachedOptions):
+        return CachedDataModule(options, max_vectors, config.seed)
+    text = build(config["text"])
+    return HiddenStateDataModule(
+        build(config["transformer"]),
         text,
         options,
         max_vectors=max_vectors,
         seed=config.seed,
         data_dir=Path(config.data_dir),
     )
-    return learner, data
 
 
 def _dictionary(config: DictConfig, width: int) -> Dictionary:
@@ -150,7 +158,7 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
 
 
-def _validates(config: DictConfig, data: HiddenStateDataModule) -> bool:
+def _validates(config: DictConfig, data: DataModule) -> bool:
     """Tell whether any text is held out; if not, say that there will be no held-out figures."""
     held_out = data.text.validation_fraction and data.options.validation_vectors
     if held_out and config.trainer.limit_val_batches:
@@ -170,7 +178,7 @@ def _callbacks(config: DictConfig, validates: bool) -> list[pl.Callback]:
     return callbacks
 
 
-def _trainer(config: DictConfig, data: HiddenStateDataModule, started: float) -> pl.Trainer:
+def _trainer(config: DictConfig, data: DataModule, started: float) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
     share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
@@ -205,7 +213,7 @@ def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
 
 
 def _held_out(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
+    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
 ) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
@@ -214,7 +222,7 @@ def _held_out(
 
 
 def _training_figures(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
+    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
 ) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     left_out = torch.tensor(float(data.n_non_finite), device=trainer.strategy.root_device)
@@ -233,7 +241,7 @@ def _training_figures(
 def _save(
     run_dir: Path,
     learner: DictionaryLearner,
-    data: HiddenStateDataModule,
+    data: DataModule,
     values: dict[str, Any],
     figures: dict[str, float],
 ) -> None:
@@ -249,12 +257,7 @@ def _save(
         about={
             "prox": prox,
             "inference": values["inference"],
-            "transformer": data.transformer.describe(),
-            "text": {
-                "source": data.text.name,
-                "block_length": data.options.block_length,
-                "special_tokens": data.options.special_tokens,
-            },
+            **data.about(),
             "metrics": figures,
         },
     )
@@ -263,7 +266,7 @@ def _save(
 def _leave(
     run_dir: Path,
     learner: DictionaryLearner,
-    data: HiddenStateDataModule,
+    data: DataModule,
     values: dict[str, Any],
     figures: dict[str, float],
 ) -> None:

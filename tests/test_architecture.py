@@ -70,8 +70,18 @@ ARROWS: dict[str, set[str]] = {
         "prox",
         "storage",
     },
+    "caching": {"configuration", "errors", "hidden_states", "noise"},
     "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
-    "cli": {"configuration", "errors", "evaluation", "launch", "multirun", "summary", "training"},
+    "cli": {
+        "caching",
+        "configuration",
+        "errors",
+        "evaluation",
+        "launch",
+        "multirun",
+        "summary",
+        "training",
+    },
     "__init__": {"storage"},
 }
 

@@ -78,6 +78,7 @@ class FactorGallery(pl.Callback):
             contexts_elsewhere=whole_number(name + "contexts_elsewhere", contexts_elsewhere, 0),
             window=whole_number(name + "window", window, 0),
         )
+        self._off = False
         self._start()
 
     def _start(self) -> None:
@@ -87,12 +88,15 @@ class FactorGallery(pl.Callback):
         self._n_skipped = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that the data can show the text of a place.
+        """Check that the data can show the text of a place; there is no page of plain vectors.
 
         Raises:
             InputError: it cannot.
         """
         data = getattr(trainer, "datamodule", None)
+        self._off = not getattr(data, "shows_text", True)
+        if self._off and stage == "fit" and trainer.is_global_zero:
+            log.info("The vectors come without a text: there is no %s.", self.path.name)
         if not (hasattr(data, "context") and hasattr(data, "decode_tokens")):
             raise InputError(
                 "callbacks.gallery needs a data module with context() and decode_tokens(); "
@@ -117,7 +121,7 @@ class FactorGallery(pl.Callback):
         Raises:
             InputError: ``validation_step`` does not return the codes.
         """
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._off:
             return
         if not isinstance(outputs, dict) or not isinstance(outputs.get("codes"), Codes):
             raise InputError(
@@ -134,7 +138,7 @@ class FactorGallery(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the page (process 0, with the codes of all processes)."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._off:
             return
         mine = Observed.join(self._parts)
         parts, skipped, n_atoms = _gather(mine, self._n_skipped, self._n_atoms)

@@ -154,6 +154,9 @@ class Extractor:
         """
         return self.extract(numbers).rows()
 
+    def __len__(self) -> int:
+        return len(self.blocks.start)
+
     def n_tokens(self, numbers: Integers) -> Integers:
         """Return how many tokens of each of these blocks become vectors, `[b]`."""
         return self.frame.vectors_per_block(self.blocks.length[numbers])
