@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from dictlearn.errors import InputError
 from dictlearn.launch import world
@@ -54,4 +56,29 @@ def check_world(trainer: pl.Trainer) -> None:
         f"{outer.launcher} started {outer.processes} processes on {outer.nodes} nodes, "
         f"but trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes}: "
         f"give trainer.devices={outer.processes // outer.nodes} trainer.num_nodes={outer.nodes}."
+    )
+
+
+def meet_again(trainer: pl.Trainer) -> None:
+    """Connect the processes that torchrun has started again, under keys of their own.
+
+    torchrun's store outlives them, with the addresses of those that are no more: gloo would try to
+    reach these, and fail (torch 2.13).
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    outer = world()
+    if attempt == "0" or outer is None or torch.distributed.is_initialized():
+        return
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    device = trainer.strategy.root_device
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    place = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    store = TCPStore(*place, outer.processes, is_master=False)
+    torch.distributed.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        store=PrefixStore(f"dictlearn/attempt_{attempt}", store),
+        rank=int(os.environ["RANK"]),
+        world_size=outer.processes,
     )

@@ -17,7 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
-from dictlearn.cluster import check_world, environments
+from dictlearn.cluster import check_world, environments, meet_again
 from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
@@ -192,6 +192,7 @@ def _trainer(config: DictConfig, data: DataModule, started: float) -> pl.Trainer
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in callbacks),
     )
     check_world(trainer)
+    meet_again(trainer)
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
             "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "

@@ -65,8 +65,6 @@ def test_torchrun_starts_the_ranks_again_and_the_run_goes_on(
     go on from the last checkpoint, and the end is that of a run that nobody disturbed.
     """
     common = [*SMALL, *TWO, f"text.path={text_folder}", "callbacks.checkpoint.every_steps=5"]
-    # Without --standalone torchrun 2.13 keeps the addresses of the ranks that are no more, and the
-    # new ones cannot reach each other.
     by = [*BY_TORCHRUN, "--standalone", "--max-restarts=1"]
     with launched(tmp_path, [*common, "hydra.run.dir=straight"], by) as run:
         assert run.end(300) == 0, run.said()

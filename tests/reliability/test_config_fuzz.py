@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,6 @@ from dictlearn.configuration import build, explain, flat_keys, plain
 from dictlearn.errors import InputError
 from tests.test_configs import OPTIONS, PATHS, composed
 
-CASES = 150
 VALUES = (
     *("-1", "0", "1e9", "nan", "inf", "-inf", "1e400", "true", "no", "null", "''", "abc", "[]"),
     *("[1,2]", "{}", "{a:1}", "[[]]", "0x10", "1_0", "1.5", "'x y'", "???", "'${nothing}'"),
@@ -61,11 +61,19 @@ def outcome(overrides: list[str], tmp_path: Path) -> str:
     return ""
 
 
-def test_a_hundred_and_fifty_mutated_command_lines(tmp_path: Path) -> None:
-    """E4 150 mutated overrides of every group: each runs or is one sentence, never a trace."""
+@pytest.mark.parametrize(
+    ("cases", "seed"), [(40, 7), pytest.param(400, 8, marks=[pytest.mark.slow])]
+)
+def test_mutated_command_lines(
+    cases: int, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E4 mutated overrides of every group (40 fast, 400 slow): each runs or is one sentence, never
+    a trace.
+    """
+    monkeypatch.setattr(training, "known_keys", cache(training.known_keys))
     keys = list(flat_keys(OmegaConf.to_container(composed(out=tmp_path), resolve=False)))
-    chance, told = random.Random(7), 0
-    for _ in range(CASES):
+    chance, told = random.Random(seed), 0
+    for _ in range(cases):
         overrides = mutated(chance, keys)
         overrides += ["text.path=x"] if overrides[0] in PATHS else []
         said = outcome(overrides, tmp_path)
@@ -73,7 +81,7 @@ def test_a_hundred_and_fifty_mutated_command_lines(tmp_path: Path) -> None:
         assert "Traceback" not in said, overrides
         assert len(said) < 1500, (overrides, said)
         told += bool(said)
-    assert told > CASES // 3
+    assert told > cases // 3
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,34 @@ import torch
 
 from dictlearn import cli
 from dictlearn.inference import Unrolled
+from dictlearn.training import _is_out_of_memory
 from tests.integration.test_mistakes import FAST
 
-FAILURES = {
-    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
-    "CPU": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
-    "Python": MemoryError(),
-}
+
+@pytest.mark.parametrize(
+    ("error", "full"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
+        (MemoryError(), True),
+        (RuntimeError("mat1 and mat2 must have the same dtype"), False),
+    ],
+)
+def test_full_memory_is_known_by_the_errors_of_gpu_torch_and_python(
+    error: BaseException, full: bool
+) -> None:
+    """C7, C8 the memory of GPU, torch or Python is full: known as such, other errors are not."""
+    assert _is_out_of_memory(error) is full
 
 
-@pytest.mark.parametrize("where", FAILURES)
 def test_too_little_memory_is_told_with_the_sizes(
-    where: str,
     tmp_path: Path,
     text_folder: Path,
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """C7, C8 the memory is full at the third solve: one sentence with batch size, width, atoms and
-    what to lower.
+    """C7 the GPU is full at the third solve: one sentence with batch size, width, atoms and what to
+    lower.
     """
     forward, calls = Unrolled.forward, 0
 
@@ -36,14 +45,15 @@ def test_too_little_memory_is_told_with_the_sizes(
         nonlocal calls
         calls += 1
         if calls == 3:
-            raise FAILURES[where]
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
         return forward(self, *arguments, **options)
 
     monkeypatch.setattr(Unrolled, "forward", failing)
     monkeypatch.chdir(tmp_path)
     options = [*FAST, "text=local", f"text.path={text_folder}", "inference=unrolled", "prox=topk"]
+    options += ["prox.k=8", "text.max_documents=8", "hidden_states.statistics_tokens=512"]
     with pytest.raises(SystemExit) as stop:
-        cli.train([*options, "prox.k=8"])
+        cli.train([*options, "hidden_states.validation_vectors=1024", "max_vectors=3072"])
     assert stop.value.code == 2
     said = capfd.readouterr().err
     (sentence,) = (line for line in said.splitlines() if line.startswith("dictlearn: "))

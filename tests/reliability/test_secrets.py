@@ -37,7 +37,8 @@ def test_no_secret_of_the_environment_is_in_any_file_of_a_run(
             *(entry for entry in FAST if entry != "callbacks=none"),
             *("logger=[csv,wandb]", "text=local", f"text.path={text_folder}", "prox.k=8"),
             *("inference=unrolled", "prox=topk", "hydra.run.dir=out"),
-            *("~callbacks.gallery", "max_vectors=2048", "hidden_states.validation_vectors=512"),
+            *("~callbacks.gallery", "max_vectors=2048", "text.max_documents=8"),
+            *("hidden_states.validation_vectors=512", "hidden_states.statistics_tokens=512"),
             "logger.wandb.tags=['${oc.env:MY_PASSWORD}']",
         ]
     )
