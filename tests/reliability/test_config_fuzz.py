@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from dictlearn import cli, training
+from dictlearn import cli, configuration, training
 from dictlearn.configuration import build, explain, flat_keys, plain
 from dictlearn.errors import InputError
 from tests.test_configs import OPTIONS, PATHS, composed
@@ -70,7 +70,7 @@ def test_mutated_command_lines(
     """E4 mutated overrides of every group (40 fast, 400 slow): each runs or is one sentence, never
     a trace.
     """
-    monkeypatch.setattr(training, "known_keys", cache(training.known_keys))
+    monkeypatch.setattr(training, "known_keys", cache(configuration.known_keys))
     keys = list(flat_keys(OmegaConf.to_container(composed(out=tmp_path), resolve=False)))
     chance, told = random.Random(seed), 0
     for _ in range(cases):
