@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    cached,
     exact_learning,
     frontier,
     gram_descent,
@@ -208,3 +209,13 @@ def test_synthetic_trains_and_scores(given: list[str], tmp_path: Path) -> None:
     found = figures(tmp_path)
     assert 0 <= found["two-phase/found"] <= 1
     assert -1 <= found["TopK/mcc"] <= 1
+
+
+@pytest.mark.slow
+def test_cached_is_measured_beside_live(tmp_path: Path) -> None:
+    given = ["--quick", "--data", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    cached.main([*given, "--only", "TopK autoencoder"])
+    found = figures(tmp_path)
+    assert found["TopK autoencoder/live"] > 0
+    assert found["TopK autoencoder/faster"] > 0
+    assert found["cache/read_warm_vectors_per_s"] > 0
