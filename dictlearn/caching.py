@@ -29,9 +29,11 @@ def cache(config: DictConfig) -> None:
     """
     quiet()
     values = plain(config)
+    names = known_keys("cache")
     for key in values:
-        if key not in known_keys("cache"):
-            raise InputError(f"There is no option '{key}'.{nearest(key, known_keys('cache'))}")
+        if key not in names:
+            raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
+    device = _device(config.device)
     recipe = Recipe(
         config.path,
         config.dtype,
@@ -48,7 +50,7 @@ def cache(config: DictConfig) -> None:
     text = build(config["text"])
     transformer = build(config["transformer"])
     data = HiddenStateDataModule(transformer, text, options, data_dir=Path(config.data_dir))
-    build_cache(data, recipe, _device(config.device))
+    build_cache(data, recipe, device)
 
 
 def _device(name: str) -> torch.device:

@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from dictlearn.dictionary import Dictionary
-from dictlearn.hidden_states import HiddenStateDataModule, StreamOptions
+from dictlearn.hidden_states import DataModule, HiddenStateDataModule, StreamOptions
 from dictlearn.inference import Inference, Unrolled
 from dictlearn.learner import DictionaryLearner
 from dictlearn.losses import Loss
@@ -60,7 +60,7 @@ def small_data(
 
 
 def small_learner(
-    data: HiddenStateDataModule,
+    data: DataModule,
     prox: Prox | None = None,
     inference: Inference | None = None,
     update: UpdateRule | None = None,

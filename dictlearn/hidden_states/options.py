@@ -104,7 +104,7 @@ class CachedOptions:
             held-out documents of its text.
         verify: check the digest of every shard of a cache when it is first read.
         on_damage: ``stop`` at a damaged shard, or ``skip`` it (all are checked at the start then).
-        prefetch: read the next batch in the background.
+        prefetch: read the next batch in the background: true, false, or auto (on a GPU).
 
     Raises:
         InputError: a value is not allowed.
@@ -120,15 +120,17 @@ class CachedOptions:
     validation_fraction: float = 0.05
     verify: bool = True
     on_damage: str = "stop"
-    prefetch: bool = False
+    prefetch: str | bool = "auto"
 
     def __post_init__(self) -> None:
         name = "hidden_states."
         for key, least in (("batch_size", 1), ("validation_vectors", 0)):
             value = whole_number(name + key, getattr(self, key), least)
             object.__setattr__(self, key, value)
-        for key in ("normalize_weights", "verify", "prefetch"):
+        for key in ("normalize_weights", "verify"):
             flag(name + key, getattr(self, key))
+        if self.prefetch not in ("auto", True, False):
+            raise InputError(f"hidden_states.prefetch={self.prefetch} must be auto, true or false.")
         choice(name + "normalization", self.normalization, NORMALIZATIONS)
         choice(name + "on_damage", self.on_damage, ON_DAMAGE)
         number(name + "token_weight_exponent", self.token_weight_exponent, 0.0)

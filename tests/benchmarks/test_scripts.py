@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from benchmarks import (
+    cached,
     exact_learning,
     frontier,
     gram_descent,
@@ -218,3 +219,13 @@ def test_running_times_checkpoints_and_overlap(tmp_path: Path) -> None:
     assert 0 < found["saving/256/share"] < 0.1
     assert found["overlap/false/share"] < 0.2
     assert found["overlap/true/vectors_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_cached_is_measured_beside_live(tmp_path: Path) -> None:
+    given = ["--quick", "--data", str(tmp_path), "--json", str(tmp_path / "figures.json")]
+    cached.main([*given, "--only", "TopK autoencoder"])
+    found = figures(tmp_path)
+    assert found["TopK autoencoder/live"] > 0
+    assert found["TopK autoencoder/faster"] > 0
+    assert found["cache/read_warm_vectors_per_s"] > 0

@@ -16,6 +16,7 @@ import torch
 
 import dictlearn
 from dictlearn import cli
+from dictlearn.hidden_states.cache.manifest import digest_of
 
 ROOT = Path(dictlearn.__file__).parent.parent
 TINY = [
@@ -164,3 +165,45 @@ def test_a_plain_file_of_vectors_gives_a_dictionary_for_vectors(
     with pytest.raises(SystemExit):
         cli.encode(["run=run", "text=A sentence."])
     assert "is not known: give hidden states to encode()" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_torchrun_makes_the_bytes_that_one_process_makes(
+    tmp_path: Path, text_folder: Path, minilm_folder: Path
+) -> None:
+    (tmp_path / "main.py").write_text("from dictlearn.cli import main\n\nmain()\n")
+    given = ["text=local", f"text.path={text_folder}", "text.max_documents=10"]
+    given += ["transformer=local", f"transformer.path={minilm_folder}"]
+    given += ["hidden_states.layers=[0,3]", "shard_vectors=2000"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "main.py"]
+    said = told(tmp_path, *launch, "cache", "path=two", *given)
+    assert said.count("are to be made") == 1
+    told(tmp_path, "main.py", "cache", "path=one", *given)
+    one, two = (
+        {str(p.relative_to(tmp_path / name)): digest_of(p) for p in (tmp_path / name).rglob("*.*")}
+        for name in ("one", "two")
+    )
+    assert len(one) > 10
+    assert one == two
+
+
+def test_a_mistake_of_the_command_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "thesis.tex").touch()
+    for given, words in (
+        ([], "path has no value: give it as path=VALUE"),
+        (["path=x", "dtype=int8"], "dtype=int8 is not one of auto, float32"),
+        (["path=x", "shard_vectors=0"], "shard_vectors=0 must be at least 1"),
+        (["path=x", "+wrong=1"], "There is no option 'wrong'"),
+        (["path=x", "hidden_states=cached", "hidden_states.path=y"], "leave hidden_states=stream"),
+        (["path=x", "device=tpu"], "device=tpu is not one of"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.cache(given)
+        error = capfd.readouterr().err
+        assert stop.value.code == 2
+        assert words in error
+        assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == ["thesis.tex"]

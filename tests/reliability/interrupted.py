@@ -15,7 +15,7 @@ import torch
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.revival import DeadAtomRevival
-from dictlearn.hidden_states import HiddenStateDataModule
+from dictlearn.hidden_states import DataModule
 from dictlearn.loggers.csv import CsvLogger
 from dictlearn.resuming import checkpoint_to_go_on_from
 from tests.small_run import BATCH, small_learner, small_trainer
@@ -51,7 +51,7 @@ class Interrupt(pl.Callback):
 
 def go(
     folder: Path,
-    data: HiddenStateDataModule,
+    data: DataModule,
     interrupt: Interrupt | None = None,
     others: tuple[pl.Callback, ...] = (),
     processes: int = 1,

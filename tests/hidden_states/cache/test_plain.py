@@ -209,7 +209,7 @@ def test_a_path_that_is_nothing_is_told_before_anything_is_loaded(tmp_path: Path
         {"validation_fraction": 1.0},
         {"on_damage": "ignore"},
         {"verify": "yes"},
-        {"prefetch": "auto"},
+        {"prefetch": "always"},
         {"normalization": "whiten"},
         {"layers": 3},
         {"token_weight_exponent": -1.0},
