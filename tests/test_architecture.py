@@ -36,23 +36,30 @@ ARROWS: dict[str, set[str]] = {
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},
     "learner": BOTTOM
     | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
+    "ensemble": BOTTOM | {"learner", "hidden_states", "update"},
+    "variants": {"errors", "configuration"},
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
     "loggers": BOTTOM,
     "callbacks": BOTTOM
-    | {"learner", "hidden_states", "analysis", "explorer", "loggers", "storage"},
+    | {
+        *("ensemble", "learner", "hidden_states", "analysis", "explorer", "loggers", "storage"),
+        *("configuration", "variants"),
+    },
     "resuming": BOTTOM | {"storage"},
     "training": BOTTOM
     | {
         "callbacks",
         "configuration",
         "dictionary",
+        "ensemble",
         "hidden_states",
         "learner",
         "loggers",
         "noise",
         "resuming",
         "storage",
+        "variants",
     },
     "evaluation": BOTTOM
     | {
@@ -65,7 +72,7 @@ ARROWS: dict[str, set[str]] = {
         "prox",
         "storage",
     },
-    "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
+    "summary": {"evaluation", "configuration", "errors", "noise", "storage", "variants"},
     "cli": {"configuration", "errors", "evaluation", "summary", "training"},
     "__init__": {"storage"},
 }
