@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dictlearn.errors import InputError, whole_number
+from dictlearn.variants import own_figures, place_of
 
 if TYPE_CHECKING:
     from dictlearn.evaluation import Result
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 def show(run_dir: Path, figures: dict[str, float]) -> None:
     """Print the final held-out figures, per layer and in all, and where everything is."""
     console = Console(highlight=False)
-    layers = sorted(int(key[len("val/fvu_layer_") :]) for key in figures if "fvu_layer" in key)
-    if layers:
+    prefix, ending = "val/fvu_layer_", "/val/fvu"
+    layers = sorted(int(key[len(prefix) :]) for key in figures if key.startswith(prefix))
+    variants = [key.removesuffix(ending) for key in figures if key.endswith(ending)]
+    if variants:
+        _show_variants(console, run_dir, figures, variants)
+    elif layers:
         table = Table(title="Held-out text", title_justify="left")
         for name in ("hidden state", "FVU", "L0"):
             table.add_column(name, justify="right")
@@ -46,6 +51,22 @@ def show(run_dir: Path, figures: dict[str, float]) -> None:
     ):
         if path.exists():
             console.print(f"{name + ':':<12}{path}", soft_wrap=True, markup=False)
+
+
+def _show_variants(
+    console: Console, run_dir: Path, figures: dict[str, float], names: list[str]
+) -> None:
+    """Print the held-out figures of every dictionary of a run, and where it is."""
+    table = Table(title="Held-out text", title_justify="left")
+    table.add_column("variant")
+    for name in ("FVU", "L0", "dead"):
+        table.add_column(name, justify="right")
+    table.add_column("where", overflow="fold")
+    for name in names:
+        own = own_figures(figures, name)
+        cells = (f"{own['val/fvu']:.4f}", f"{own['val/l0']:.1f}", f"{own['val/dead_fraction']:.1%}")
+        table.add_row(name, *cells, str(place_of(run_dir, name).relative_to(run_dir)))
+    console.print(table)
 
 
 def show_frontier(result: Result) -> None:

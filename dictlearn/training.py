@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from omegaconf import DictConfig
-from pytorch_lightning.callbacks import Checkpoint, ProgressBar
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Checkpoint
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
+from dictlearn.callbacks.variants import callbacks
 from dictlearn.cluster import check_world, environments, meet_again
 from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.dictionary import Dictionary
+from dictlearn.ensemble import DictionaryEnsemble, Variant, learners
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
 from dictlearn.hidden_states import (
     CachedDataModule,
@@ -34,8 +37,11 @@ from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.saved import load, save_dictionary
+from dictlearn.variants import named, own_figures, place_of, variant_configs
 
 log = logging.getLogger(__name__)
+
+Learner = DictionaryLearner | DictionaryEnsemble
 
 
 def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
@@ -57,11 +63,16 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
     checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
-    learner, data = compose(config, values)
-    trainer = _trainer(config, data, start)
+    variants = variant_configs(config)
+    learner: Learner
+    if variants:
+        learner, data = compose_several(config, values, variants)
+    else:
+        learner, data = compose(config, values)
+    trainer = _trainer(config, data, start, callbacks(config, variants, run_dir))
     refuse_finished(checkpoint, data.n_steps(trainer.world_size), run_dir)
     for callback in _saving(trainer):
-        callback.also.append(lambda: _save(run_dir, learner, data, values, {}))
+        callback.also.append(lambda: _save(run_dir, learner, data, {}))
     try:
         log_config(trainer.loggers, values)
         trainer.fit(learner, datamodule=data, ckpt_path=checkpoint and checkpoint.path)
@@ -70,8 +81,11 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             callback.finish(trainer)
         figures |= _training_figures(trainer, learner, data)
         if trainer.is_global_zero:
-            _leave(run_dir, learner, data, values, figures)
-            log_artifact(trainer.loggers, run_dir / "dictionary", config.name, figures)
+            _leave(run_dir, learner, data, figures)
+            for name in learners(learner):
+                title = f"{config.name}-{name}" if name else config.name
+                own, folder = own_figures(figures, name), place_of(run_dir, name) / "dictionary"
+                log_artifact(trainer.loggers, folder, title, own)
         trainer.strategy.barrier()
     except BaseException as error:
         finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
@@ -108,27 +122,34 @@ def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearn
     """Build the learner and its stream; what is cheap comes first, so that a wrong value is told
     before a model is loaded.
     """  # noqa: D205
+    parts = _parts(config)
+    data = _stream(config)
+    return DictionaryLearner(**_of_learner(config, values, parts, data)), data
+
+
+def compose_several(
+    config: DictConfig, values: dict[str, Any], variants: Mapping[str, DictConfig]
+) -> tuple[DictionaryEnsemble, DataModule]:
+    """Build the learners of all variants, by name, and the stream that they share."""
+    parts = {name: _parts(variant) for name, variant in variants.items()}
+    data = _stream(config)
+    made = {
+        name: Variant(**_of_learner(variant, redacted(plain(variant)), parts[name], data))
+        for name, variant in variants.items()
+    }
+    return DictionaryEnsemble(made, values), data
+
+
+def _parts(config: DictConfig) -> dict[str, Any]:
+    """Build what tells mistakes at once."""
     max_vectors = whole_number("max_vectors", config.max_vectors)
-    prox = build(config["prox"])
-    inference = build(config["inference"])
-    update = build(config["update"])
-    loss = build(config["loss"])
-    data = _data(config, max_vectors)
-    learner = DictionaryLearner(
-        _dictionary(config, data.hidden_size),
-        prox,
-        inference,
-        update,
-        loss,
-        max_vectors=max_vectors,
-        seed=config.seed,
-        config=values,
-    )
-    return learner, data
+    parts = {name: build(config[name]) for name in ("prox", "inference", "update", "loss")}
+    return {**parts, "max_vectors": max_vectors, "seed": whole_number("seed", config.seed, 0)}
 
 
-def _data(config: DictConfig, max_vectors: int) -> DataModule:
+def _stream(config: DictConfig) -> DataModule:
     """Build the stream: of a transformer that reads a text, or of stored hidden states."""
+    max_vectors = whole_number("max_vectors", config.max_vectors)
     options = build(config["hidden_states"])
     if isinstance(options, CachedOptions):
         return CachedDataModule(options, max_vectors, config.seed)
@@ -141,6 +162,12 @@ def _data(config: DictConfig, max_vectors: int) -> DataModule:
         seed=config.seed,
         data_dir=Path(config.data_dir),
     )
+
+
+def _of_learner(
+    config: DictConfig, values: dict[str, Any], parts: dict[str, Any], data: DataModule
+) -> dict[str, Any]:
+    return {"dictionary": _dictionary(config, data.hidden_size), **parts, "config": values}
 
 
 def _dictionary(config: DictConfig, width: int) -> Dictionary:
@@ -167,29 +194,26 @@ def _validates(config: DictConfig, data: DataModule) -> bool:
     return False
 
 
-def _callbacks(config: DictConfig, validates: bool) -> list[pl.Callback]:
-    callbacks = [build(node) for node in (config.get("callbacks") or {}).values()]
-    if not config.trainer.enable_progress_bar:
-        callbacks = [entry for entry in callbacks if not isinstance(entry, ProgressBar)]
-    if not validates:
-        for entry in callbacks:
-            if isinstance(entry, RunCheckpoints):
-                entry.monitor = None  # there is no best
-    return callbacks
-
-
-def _trainer(config: DictConfig, data: DataModule, started: float) -> pl.Trainer:
+def _trainer(
+    config: DictConfig,
+    data: DataModule,
+    started: float,
+    hung: list[pl.Callback],
+) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
     share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
-    callbacks = [*_callbacks(config, _validates(config, data)), Throughput(started)]
+    if not _validates(config, data):
+        for entry in hung:
+            if isinstance(entry, RunCheckpoints):
+                entry.monitor = None  # there is no best
     trainer: pl.Trainer = build(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
-        callbacks=callbacks,
+        callbacks=[*hung, Throughput(started)],
         plugins=[AtomicCheckpointIO(), *environments()],
-        enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in callbacks),
+        enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )
     check_world(trainer)
     meet_again(trainer)
@@ -213,24 +237,24 @@ def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
     return [entry for entry in trainer.checkpoint_callbacks if isinstance(entry, RunCheckpoints)]
 
 
-def _held_out(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
-) -> dict[str, float]:
+def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
         trainer.validate(learner, datamodule=data, verbose=False)
     return learner.held_out_figures
 
 
-def _training_figures(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
-) -> dict[str, float]:
+def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     left_out = torch.tensor(float(data.n_non_finite), device=trainer.strategy.root_device)
-    optimizer = next(iter(trainer.optimizers), None)
-    return {
+    optimizer: Any = next(iter(trainer.optimizers), None)
+    optimizers = getattr(optimizer, "parts", [optimizer])
+    skipped = {
+        named(name, "train/skipped_steps"): float(getattr(own, "skipped", 0))
+        for name, own in zip(learners(learner), optimizers, strict=False)
+    }
+    return skipped | {
         "train/non_finite_tokens": float(trainer.strategy.reduce(left_out, reduce_op="sum")),
-        "train/skipped_steps": float(getattr(optimizer, "skipped", 0)),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
@@ -239,38 +263,34 @@ def _training_figures(
     }
 
 
-def _save(
-    run_dir: Path,
-    learner: DictionaryLearner,
-    data: DataModule,
-    values: dict[str, Any],
-    figures: dict[str, float],
-) -> None:
-    """Write the artefact as it is now; `figures` are known at the end only."""
-    prox = dict(values["prox"])
-    if learner.price is not None:  # what it was steered to is the price from now on
-        prox |= {"lambda_": float(learner.price.lambda_), "target_l0": None}
-    save_dictionary(
-        run_dir / "dictionary",
-        learner.dictionary,
-        learner.inference,
-        data.normalization,
-        about={
-            "prox": prox,
-            "inference": values["inference"],
-            **data.about(),
-            "metrics": figures,
-        },
-    )
+def _save(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, float]) -> None:
+    """Write the artefacts as they are now; `figures` are known at the end only."""
+    for name, part in learners(learner).items():
+        values = part.hparams["config"]
+        if name:  # as a run of its own would have it
+            path = place_of(run_dir, name) / ".hydra" / "config.yaml"
+            write_text(path, OmegaConf.to_yaml(OmegaConf.create(values)))
+        prox = dict(values["prox"])
+        if part.price is not None:  # what it was steered to is the price from now on
+            prox |= {"lambda_": float(part.price.lambda_), "target_l0": None}
+        save_dictionary(
+            place_of(run_dir, name) / "dictionary",
+            part.dictionary,
+            part.inference,
+            data.normalization,
+            about={
+                "prox": prox,
+                "inference": values["inference"],
+                **data.about(),
+                "metrics": own_figures(figures, name),
+            },
+        )
 
 
-def _leave(
-    run_dir: Path,
-    learner: DictionaryLearner,
-    data: DataModule,
-    values: dict[str, Any],
-    figures: dict[str, float],
-) -> None:
-    _save(run_dir, learner, data, values, figures)
-    write_text(run_dir / "metrics.json", json.dumps(figures, indent=2, sort_keys=True) + "\n")
-    log.info("The dictionary is in %s", run_dir / "dictionary")
+def _leave(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, float]) -> None:
+    _save(run_dir, learner, data, figures)
+    for name in {"": None, **learners(learner)}:
+        text = json.dumps(own_figures(figures, name), indent=2, sort_keys=True) + "\n"
+        write_text(place_of(run_dir, name) / "metrics.json", text)
+    for name in learners(learner):
+        log.info("The dictionary is in %s", place_of(run_dir, name) / "dictionary")

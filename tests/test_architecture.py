@@ -40,11 +40,16 @@ ARROWS: dict[str, set[str]] = {
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},
     "learner": BOTTOM
     | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
+    "ensemble": BOTTOM | {"learner", "hidden_states", "update"},
+    "variants": {"errors", "configuration"},
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
     "loggers": BOTTOM,
     "callbacks": BOTTOM
-    | {"learner", "hidden_states", "analysis", "explorer", "loggers", "storage"},
+    | {
+        *("ensemble", "learner", "hidden_states", "analysis", "explorer", "loggers", "storage"),
+        *("configuration", "variants"),
+    },
     "resuming": BOTTOM | {"storage"},
     "training": BOTTOM
     | {
@@ -52,12 +57,14 @@ ARROWS: dict[str, set[str]] = {
         "cluster",
         "configuration",
         "dictionary",
+        "ensemble",
         "hidden_states",
         "learner",
         "loggers",
         "noise",
         "resuming",
         "storage",
+        "variants",
     },
     "evaluation": BOTTOM
     | {
@@ -71,7 +78,7 @@ ARROWS: dict[str, set[str]] = {
         "storage",
     },
     "caching": {"configuration", "errors", "hidden_states", "noise"},
-    "summary": {"evaluation", "configuration", "errors", "noise", "storage"},
+    "summary": {"evaluation", "configuration", "errors", "noise", "storage", "variants"},
     "cli": {
         "caching",
         "configuration",

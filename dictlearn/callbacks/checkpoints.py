@@ -17,8 +17,8 @@ from dictlearn.callbacks.agreement import Agreement
 from dictlearn.callbacks.loops import set_between_steps, validates_after
 from dictlearn.callbacks.random_state import random_states, restore_random_state
 from dictlearn.callbacks.signals import StopSignals
+from dictlearn.ensemble import learners
 from dictlearn.errors import InputError, Stopped, choice, number, whole_number
-from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import history_rows, rewind
 from dictlearn.storage import committed as storage
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
@@ -102,8 +102,8 @@ class RunCheckpoints(Checkpoint):
         Raises:
             InputError: there is no figure by the name of `monitor`.
         """
-        if self.monitor is not None and isinstance(pl_module, DictionaryLearner):
-            choice("callbacks.checkpoint.monitor", self.monitor, pl_module.held_out.names)
+        for learner in learners(pl_module).values() if self.monitor is not None else ():
+            choice("callbacks.checkpoint.monitor", self.monitor, learner.held_out.names)
         restore_random_state(self._random, trainer.global_rank)
         if trainer.global_step == 0:
             rewind(

@@ -32,15 +32,26 @@ class FactorProgressBar(RichProgressBar):
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Return the newest training figures, formatted."""
         logged = trainer.callback_metrics
-        return {
+        shown: dict[str, int | str | float | dict[str, float]] = {
             name: form.format(float(logged[key]))
             for key, (name, form) in SHOWN.items()
             if key in logged
         }
+        ending = "/train/fvu"  # of a run that learns several dictionaries
+        several = (key for key in logged if key.endswith(ending))
+        fvu = {f"{key.removesuffix(ending)} FVU": f"{float(logged[key]):.3f}" for key in several}
+        return shown | fvu
 
 
 class ValidationLines(pl.Callback):
-    """One line in the log at every validation: where the run is, and the held-out figures."""
+    """One line in the log at every validation: where the run is, and the held-out figures.
+
+    Args:
+        name: of the dictionary, where a run learns several.
+    """
+
+    def __init__(self, name: str = "") -> None:
+        self.lead = f"{name}: " if name else ""
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the line, on process 0."""
@@ -48,7 +59,8 @@ class ValidationLines(pl.Callback):
         if trainer.sanity_checking or not trainer.is_global_zero or "val/fvu" not in figures:
             return
         log.info(
-            "step %d of %s: held-out FVU %.4f, L0 %.1f, cosine %.3f, dead %.1f %%",
+            "%sstep %d of %s: held-out FVU %.4f, L0 %.1f, cosine %.3f, dead %.1f %%",
+            self.lead,
             trainer.global_step,
             trainer.num_training_batches,
             figures["val/fvu"],

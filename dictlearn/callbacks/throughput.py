@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 
 from dictlearn.callbacks.utilisation import model_flops, multiplication_ceiling
-from dictlearn.learner import DictionaryLearner
+from dictlearn.ensemble import learners
 
 PHASES = ("waiting", "inference", "update")
 
@@ -61,9 +61,9 @@ class Throughput(pl.Callback):
         """Start the clock."""
         if pl_module.device.type == "cuda":
             self._ceiling = multiplication_ceiling(pl_module.device)
-        if isinstance(pl_module, DictionaryLearner):
-            pl_module.inference.register_forward_pre_hook(self._inference_begins)
-            pl_module.inference.register_forward_hook(self._inference_ends)
+        for learner in learners(pl_module).values():
+            learner.inference.register_forward_pre_hook(self._inference_begins)
+            learner.inference.register_forward_hook(self._inference_ends)
         self._extracted = _extraction_seconds(trainer)
         self._run()
         self._mark = time.perf_counter()
@@ -141,8 +141,9 @@ class Throughput(pl.Callback):
             "train/tokens_per_second": vectors / n_layers / seconds,
             "memory/peak_mib": peak_memory(pl_module.device) / 2**20,
         }
-        if self._ceiling and isinstance(pl_module, DictionaryLearner):
-            n_atoms, width = pl_module.dictionary.atoms.shape
+        atoms = [learner.dictionary.atoms for learner in learners(pl_module).values()]
+        if self._ceiling and atoms:
+            n_atoms, width = sum(map(len, atoms)), atoms[0].shape[1]
             flops = model_flops(width, max(data.layers), n_atoms, vectors / n_layers, vectors)
             whole_ceiling = self._ceiling * trainer.world_size
             figures["train/flop_utilisation"] = flops / seconds / whole_ceiling

@@ -1,5 +1,6 @@
 """How the atoms move: update rules, their optimizers, and the schedule of their rate."""
 
+from dictlearn.update.joint import JointOptimizer
 from dictlearn.update.mairal import BlockCoordinate, Mairal
 from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
 from dictlearn.update.phased import (
@@ -24,6 +25,7 @@ __all__ = [
     "Frozen",
     "HessianDiagonal",
     "HessianDiagonalRule",
+    "JointOptimizer",
     "Mairal",
     "Phased",
     "PhasedOptimizer",

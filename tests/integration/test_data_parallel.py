@@ -53,10 +53,13 @@ def ended(
     given = [getattr(item, "callspec", None) for item in request.session.items]
     named = {str(one.params["case"]) for one in given if one and "case" in one.params}
     pair = Together(job, [case for case in (*CASES, FLOAT32, WHOLE_TEXT) if case in named])
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of the two
     try:
         yield lambda case: [train(job, case, 1), *pair.results(case)]
     finally:
         pair.end()
+        torch.set_num_threads(threads)
 
 
 def far(found: Tensor, expected: Tensor) -> float:

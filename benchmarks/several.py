@@ -1,0 +1,116 @@
+"""Several dictionaries on one stream against a run for each: the time of whole `train.py` processes.
+
+    python benchmarks/several.py [--vectors 409600] [--only RECIPE ...] [--k 16 32 64 128] [--n-atoms 3072]
+                                 [--override KEY=VALUE ...] [--json FILE] [--quick]
+
+For every recipe one process learns a dictionary for each k, and a process of its own each of them; all of them see the
+same text, model, seed and vectors, with pages, checkpoints and validations as by default. Seconds are CPU seconds of the
+processes with everything, imports too; wall seconds are beside them. The text is tokenised before.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.table import Cell, Table, machine, ratio, write_json
+
+TRAIN = Path(__file__).resolve().parent.parent / "train.py"
+BAR = 2.0
+RECIPES = {
+    "default (two_phase)": [],
+    "three layers (unrolled, topk)": ["inference=unrolled", "prox=topk", "update=adam"],
+    "TopK autoencoder": ["experiment=topk_sae"],
+}
+
+
+class Cost(NamedTuple):
+    """What a process took, in seconds, and the figures it left."""
+
+    cpu: float
+    wall: float
+    figures: dict[str, float]
+
+
+def run(out: Path, overrides: list[str]) -> Cost:
+    """Run ``train.py`` to its end."""
+    spent, began = _children(), time.perf_counter()
+    subprocess.run(
+        [sys.executable, str(TRAIN), f"hydra.run.dir={out}", *overrides],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
+    figures = json.loads((out / "metrics.json").read_text())
+    return Cost(_children() - spent, time.perf_counter() - began, figures)
+
+
+def _children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Cell]:
+    """Print the table; return the figures."""
+    common = [
+        f"max_vectors={arguments.vectors}",
+        f"dictionary.n_atoms={arguments.n_atoms}",
+        f"data_dir={place / 'data'}",
+        "trainer.enable_progress_bar=false",
+        *arguments.override,
+    ]
+    run(place / "tokenise", [*common, "max_vectors=1", "callbacks=none"])
+    table = Table(
+        f"{len(arguments.k)} dictionaries of {arguments.n_atoms:,} atoms (k = "
+        f"{', '.join(map(str, arguments.k))}), {arguments.vectors:,} vectors",
+        ["recipe", "a run each, s", "one run, s", "times cheaper", "in wall time", "same FVU"],
+    )
+    figures: dict[str, Cell] = {}
+    for number, recipe in enumerate(arguments.only):
+        given = [*common, *RECIPES[recipe]]
+        folder = place / str(number)
+        each = [run(folder / f"k{k}", [*given, f"prox.k={k}"]) for k in arguments.k]
+        joint = run(folder / "joint", [*given, f"variants={{prox.k:{arguments.k}}}"])
+        cpu, wall = sum(cost.cpu for cost in each), sum(cost.wall for cost in each)
+        pairs = zip(arguments.k, each, strict=True)
+        same = all(joint.figures[f"k{k}/val/fvu"] == cost.figures["val/fvu"] for k, cost in pairs)
+        cheaper, faster = cpu / joint.cpu, wall / joint.wall
+        shown = ratio(cheaper, BAR, at_most=False)
+        table.row(recipe, cpu, joint.cpu, shown, faster, "yes" if same else "NO")
+        figures |= {f"{recipe}/separate_cpu_s": cpu, f"{recipe}/joint_cpu_s": joint.cpu}
+        figures |= {f"{recipe}/times_cheaper": cheaper, f"{recipe}/times_faster": faster}
+        figures[f"{recipe}/same_fvu"] = int(same)
+        for k, cost in zip(arguments.k, each, strict=True):
+            figures[f"{recipe}/k{k}/fvu"] = cost.figures["val/fvu"]
+    print(machine("cpu", 1) + "\n")
+    table.print()
+    return figures
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--vectors", type=int, default=409_600)
+    parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES))
+    parser.add_argument("--k", nargs="+", type=int, default=[16, 32, 64, 128])
+    parser.add_argument("--n-atoms", type=int, default=3072)
+    parser.add_argument("--override", nargs="*", default=[], help="for every run")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--quick", action="store_true", help="tiny, to see that it works")
+    arguments = parser.parse_args(argv)
+    if arguments.quick:
+        arguments.vectors, arguments.n_atoms, arguments.k = 4096, 256, [4, 8]
+        tiny = ["hidden_states.validation_vectors=1024", "hidden_states.layers=[0,1]"]
+        arguments.override = [*tiny, *arguments.override]
+    with tempfile.TemporaryDirectory() as place:
+        write_json(arguments.json, measure(arguments, Path(place)))
+
+
+if __name__ == "__main__":
+    main()
