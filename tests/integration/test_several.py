@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -103,8 +103,12 @@ def test_a_variant_is_bit_by_bit_the_run_of_its_own(
     own, found = figures(alone), figures(several / "variants" / "k6_n_atoms128")
     held_out = {key: value for key, value in own.items() if key.startswith("val/")}
     assert held_out == {key: value for key, value in found.items() if key.startswith("val/")}
-    mine = OmegaConf.load(several / "variants" / "k6_n_atoms128" / ".hydra" / "config.yaml")
-    expected = OmegaConf.load(alone / ".hydra" / "config.yaml")
+    mine, expected = (
+        cast(
+            "dict[str, Any]", OmegaConf.to_container(OmegaConf.load(folder / ".hydra/config.yaml"))
+        )
+        for folder in (several / "variants" / "k6_n_atoms128", alone)
+    )
     for key in ("prox", "dictionary", "inference", "update", "loss", "seed", "variants"):
         assert mine[key] == expected[key], key
     assert "replaced" in (alone / "run.log").read_text()
