@@ -20,6 +20,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from benchmarks.table import Cell, Table, machine, ratio, write_json
 
 TRAIN = Path(__file__).resolve().parent.parent / "train.py"

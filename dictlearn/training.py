@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -131,13 +132,25 @@ def compose_several(
     config: DictConfig, values: dict[str, Any], variants: Mapping[str, DictConfig]
 ) -> tuple[DictionaryEnsemble, DataModule]:
     """Build the learners of all variants, by name, and the stream that they share."""
-    parts = {name: _parts(variant) for name, variant in variants.items()}
+    parts, made = {}, {}
+    for name, variant in variants.items():
+        with _told_of(name):
+            parts[name] = _parts(variant)
     data = _stream(config)
-    made = {
-        name: Variant(**_of_learner(variant, redacted(plain(variant)), parts[name], data))
-        for name, variant in variants.items()
-    }
+    for name, variant in variants.items():
+        values_of = redacted(plain(variant))
+        with _told_of(name):
+            made[name] = Variant(**_of_learner(variant, values_of, parts[name], data))
     return DictionaryEnsemble(made, values), data
+
+
+@contextmanager
+def _told_of(name: str) -> Iterator[None]:
+    """Say which variant a mistake is in."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"variant {name}: {error}") from error
 
 
 def _parts(config: DictConfig) -> dict[str, Any]:

@@ -40,6 +40,9 @@ def find(path: str | Path) -> Path:
     for folder in (path, path / "dictionary"):
         if (folder / CONFIG).is_file() and (folder / TENSORS).is_file():
             return folder
+    several = sorted(str(folder) for folder in path.glob("variants/*"))
+    if several:
+        raise InputError(f"{path} holds several dictionaries: give one of {', '.join(several)}.")
     raise InputError(
         f"There is no trained dictionary at {path}: give a run directory that finished "
         f"(it holds dictionary/{CONFIG} and dictionary/{TENSORS})."

@@ -18,6 +18,7 @@ from benchmarks import (
     methods,
     ours,
     running,
+    several,
     solvers,
     synthetic,
     training_step,
@@ -49,6 +50,19 @@ def test_training_step_times_ours_and_says_which_peers_are_missing(
     assert printed.count("no network in tests") == len(training_step.TRAINED)
     assert figures(tmp_path)["step/dictlearn/ours_faster"] == 1.0
     assert figures(tmp_path)["step/five/cpu_ms"] > 0
+
+
+@pytest.mark.slow
+def test_several_dictionaries_are_timed_beside_a_run_for_each(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    several.main(
+        ["--quick", "--only", "TopK autoencoder", "--json", str(tmp_path / "figures.json")]
+    )
+    found = figures(tmp_path)
+    assert found["TopK autoencoder/same_fvu"] == 1
+    assert found["TopK autoencoder/times_cheaper"] > 1
+    assert "2 dictionaries of 256 atoms" in capsys.readouterr().out
 
 
 @pytest.mark.slow
