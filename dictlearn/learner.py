@@ -18,9 +18,11 @@ from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normali
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
+from dictlearn.mesh import Mesh, mesh_of, whole_codes
 from dictlearn.metrics import HeldOutMetrics
 from dictlearn.metrics.held_out import Measured
 from dictlearn.prox import Moment, Prox
+from dictlearn.sharding import clip_by_norm, share_out_learned, share_out_state
 from dictlearn.update import DictionaryOptimizer, Run, UpdateRule, lr_factor
 
 
@@ -68,6 +70,7 @@ class DictionaryLearner(pl.LightningModule):
         wanted = prox.steered_to
         gain = SLOW_GAIN if inference.differentiable else GAIN
         self.price = None if wanted is None else Price(float(prox.lambda_), wanted, gain)
+        self.mesh = Mesh()
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
@@ -91,15 +94,22 @@ class DictionaryLearner(pl.LightningModule):
         sample = self.data.sample(4 * self.dictionary.n_atoms)
         self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
         self.inference.reset(self.dictionary)
+        self.mesh = mesh_of(self.trainer)
+        self.held_out.share(self.mesh.data.group)
+        if not self.mesh.dictionary.alone:
+            share_out_learned(self, self.mesh)
 
     def configure_optimizers(self) -> Any:
         """Build the update rule's optimizer and its schedule, stated in vectors."""
-        per_step = self.data.options.batch_size * self.trainer.world_size
+        per_step = self.data.options.batch_size * self.mesh.data.count
         first = int(next(iter(self.inference.boundaries), 1.0) * self.max_vectors)
         run = Run(self.dictionary.n_atoms, self.dictionary.width, per_step, first)
         atoms = list(self.dictionary.parameters())
         rule = self.update.for_run(run)
         optimizer = rule.build(atoms, list(self.inference.parameters()))
+        optimizer.shards = self.mesh.dictionary
+        if not optimizer.shards.alone:
+            share_out_state(optimizer, self.dictionary, self.inference, self.mesh)
         schedule = LambdaLR(optimizer, lambda step: self._lr_factor(step * per_step))
         return {
             "optimizer": optimizer,
@@ -123,7 +133,10 @@ class DictionaryLearner(pl.LightningModule):
         """Clip what moves the atoms along the sphere; the rest would be undone anyway."""
         if gradient_clip_val and isinstance(optimizer, DictionaryOptimizer):
             optimizer.project_gradient()
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.mesh.dictionary.alone or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_by_norm(self.dictionary, self.inference, gradient_clip_val)
 
     def sparsity(self, layer: Tensor, *, training: bool = False) -> Prox:
         """Return the sparsity of rows from the layers `[n]`, at this step if in training."""
@@ -159,17 +172,8 @@ class DictionaryLearner(pl.LightningModule):
         prox = self.sparsity(batch.layer, training=True)
         x, solution = self.infer(batch, prox)
         decoded = self.dictionary.decode(solution.codes)
-        view = View(
-            x,
-            decoded,
-            solution,
-            self.dictionary,
-            self.inference,
-            prox,
-            batch.weight,
-            self.is_dead(),
-            self.idle,
-        )
+        parts = (self.dictionary, self.inference, prox)
+        view = View(x, decoded, solution, *parts, batch.weight, self.is_dead(), self.idle)
         loss = self.loss(view)
         self._observe(view)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -187,14 +191,12 @@ class DictionaryLearner(pl.LightningModule):
         weighed = isinstance(optimizer, DictionaryOptimizer) and optimizer.weighs_energy
         square = codes.values.square()
         square = square * view.weight[:, None] if weighed else square
-        seen = torch.stack([codes.sum_over_rows(square) / n, codes.fired()])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(seen)
-        energy, fired = seen[0] / self.trainer.world_size, seen[1]
-        vectors = n * self.trainer.world_size
+        data, shards = self.mesh
+        seen = data.total(torch.stack([codes.sum_over_rows(square) / n, codes.fired()]))
+        energy, fired, vectors = seen[0] / data.count, seen[1], n * data.count
         self.idle.add_(vectors).masked_fill_(fired > 0, 0)
         self.vectors_seen += vectors
-        l0 = fired.sum() / vectors
+        l0 = shards.total(fired.sum()) / vectors
         self.inference.observe(l0)
         if self.price is not None:
             self.price.observe(l0)
@@ -212,11 +214,13 @@ class DictionaryLearner(pl.LightningModule):
         spread = (
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
+        shards = self.mesh.dictionary
+        dead = shards.total(self.is_dead().float().mean()) / shards.count
         figures = {
             "train/loss": loss,
             "train/fvu": error.square().sum() / spread.square().sum(),
-            "train/l0": solution.codes.l0().float().mean(),
-            "train/dead_fraction": self.is_dead().float().mean(),
+            "train/l0": shards.total(solution.codes.l0().float().mean()),
+            "train/dead_fraction": dead,
             "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
         }
@@ -232,9 +236,10 @@ class DictionaryLearner(pl.LightningModule):
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
         prox = self.sparsity(batch.layer)
         x, solution = self.infer(batch, prox, certify=True)
-        codes = solution.codes
-        raw = self.raw(self.dictionary.decode(codes), batch.layer)
-        value = objective(x, codes, self.dictionary.atoms, prox)
+        shards = self.mesh.dictionary
+        raw = self.raw(self.dictionary.decode(solution.codes), batch.layer)
+        value = objective(x, solution.codes, self.dictionary.atoms, prox, shards)
+        codes = whole_codes(solution.codes, shards)
         self.held_out.update(
             Measured(
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
@@ -248,7 +253,9 @@ class DictionaryLearner(pl.LightningModule):
         """Compare a learned encoder with a solver, on the first batch: solving all would cost."""
         encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
         if encoder is not None:
-            pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
+            shards = self.mesh.dictionary
+            codes = whole_codes(encoder(x, atoms, prox).codes, shards)
+            pair = amortisation(x, codes, shards.joined(atoms), prox)
         # Sums of nothing otherwise: all processes have some to share, and the metric is content.
         none = x.new_zeros(1)
         self.held_out.update_amortisation(*(pair or (none, none)))
@@ -274,9 +281,10 @@ class DictionaryLearner(pl.LightningModule):
     @torch.no_grad()
     def replace_atoms(self, indices: Tensor, atoms: Tensor) -> None:
         """Put unit rows `atoms: [k, d]` in the place of atoms `indices: [k]`, and let them start
-        anew: no moments, no energy, not idle.
+        anew: no moments, no energy, not idle. The indices count the atoms of all shards.
         """  # noqa: D205
-        self.dictionary.atoms[indices] = atoms
+        mine, indices = self.mesh.dictionary.own(indices, self.dictionary.n_atoms)
+        self.dictionary.atoms[indices] = atoms[mine]
         self.inference.reset_atoms(self.dictionary, indices)
         self.idle[indices] = 0
         optimizer = self.optimizers(use_pl_optimizer=False)

@@ -189,11 +189,12 @@ class Matryoshka:
     def __call__(self, view: View) -> Tensor:
         """Return the loss, 0-dimensional."""
         codes, atoms = view.solution.codes, view.dictionary.atoms
-        ends = self._ends(len(atoms))
+        shards, ends = view.dictionary.shards, self._ends(view.dictionary.n_atoms)
+        before = shards.rank * len(atoms)  # atoms of the shards before this one
         decoded = torch.zeros_like(view.decoded)
         error = 0.5 * _squared(view.x - view.decoded)
         for first, end in zip([0, *ends], ends[:-1], strict=False):
-            decoded = decoded + _part(codes, atoms, first, end)
+            decoded = decoded + shards.sum(_part(codes, atoms, first - before, end - before))
             error = error + 0.5 * _squared(view.x - decoded)
         return _weighted(view, error / len(ends) + _price(view))
 
@@ -213,14 +214,16 @@ class Matryoshka:
 def _part(codes: Codes, atoms: Tensor, first: int, end: int) -> Tensor:
     """Return what the atoms from `first` to before `end` decode to, `[n, d]`."""
     if codes.indices is None:
-        return codes.values[:, first:end] @ atoms[first:end]
+        part = slice(max(first, 0), max(end, 0))
+        return codes.values[:, part] @ atoms[part]
     inside = (codes.indices >= first) & (codes.indices < end)
     return reconstruct(codes._replace(values=codes.values * inside), atoms)
 
 
 def _price(view: View) -> Tensor:
     """Return the penalty of every row and what its encoder adds, `[n]`."""
-    price, extra = view.prox.value(view.solution.codes), view.solution.extra_loss
+    price = view.dictionary.shards.sum(view.prox.value(view.solution.codes))
+    extra = view.solution.extra_loss
     return price if extra is None else price + extra
 
 

@@ -20,7 +20,9 @@ from dictlearn.errors import InputError, nearest, number, whole_number
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
+from dictlearn.mesh import data_processes, n_shards
 from dictlearn.noise import quiet
+from dictlearn.sharding import check_shards
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.saved import load, save_dictionary
@@ -49,6 +51,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     learner, data = compose(config, values)
     _refuse_used(run_dir)
     trainer = _trainer(config, data)
+    if (shards := n_shards(trainer)) > 1:
+        check_shards(learner, shards)
     try:
         log_config(trainer.loggers, values)
         trainer.fit(learner, datamodule=data)
@@ -56,8 +60,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         figures = _held_out(trainer, learner, data)
         figures |= _training_figures(trainer, learner, data)
         figures["seconds/total"] = time.perf_counter() - start
+        _leave(run_dir, learner, data, values, figures)
         if trainer.is_global_zero:
-            _leave(run_dir, learner, data, values, figures)
             log_artifact(trainer.loggers, run_dir / "dictionary", config.name, figures)
         trainer.strategy.barrier()
     except BaseException as error:
@@ -169,7 +173,7 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
             f"trainer.precision={trainer.precision}: the dictionary is learned in 32 bits; "
             "transformer.dtype=bfloat16 makes the transformer faster."
         )
-    steps = data.n_steps(trainer.world_size)
+    steps = data.n_steps(data_processes(trainer))
     every = int(steps * share) if share <= 1 else int(share)
     trainer.val_check_interval = max(1, min(every, steps))
     return trainer
@@ -228,6 +232,9 @@ def _leave(
             },
             "metrics": figures,
         },
+        write=learner.mesh.is_first,
     )
+    if not learner.mesh.is_first:
+        return
     write_text(run_dir / "metrics.json", json.dumps(figures, indent=2, sort_keys=True) + "\n")
     log.info("The dictionary is in %s", run_dir / "dictionary")

@@ -14,11 +14,12 @@ PACKAGE = Path(dictlearn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What every room may import of ours (besides itself). The flow goes downwards and never back.
-BOTTOM = {"errors", "seeding", "codes", "storage.atomic"}
+BOTTOM = {"errors", "seeding", "codes", "mesh", "storage.atomic"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "seeding": set(),
     "codes": set(),
+    "mesh": {"codes"},
     "noise": set(),
     "storage.atomic": set(),
     "configuration": {"errors"},
@@ -31,11 +32,14 @@ ARROWS: dict[str, set[str]] = {
     "inference": BOTTOM | {"prox", "kernels", "dictionary"},
     "update": BOTTOM,
     "losses": BOTTOM | {"prox", "kernels", "dictionary", "inference"},
+    "sharding": BOTTOM | {"dictionary", "inference", "losses", "prox", "update"},
     "metrics": BOTTOM,
     "storage": BOTTOM
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},
     "learner": BOTTOM
-    | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
+    | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"}
+    | {"sharding"},
+    "parallel": BOTTOM | {"learner", "sharding"},
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
     "loggers": BOTTOM,
@@ -49,6 +53,7 @@ ARROWS: dict[str, set[str]] = {
         "learner",
         "loggers",
         "noise",
+        "sharding",
         "storage",
     },
     "evaluation": BOTTOM

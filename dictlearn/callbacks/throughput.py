@@ -7,6 +7,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from dictlearn.mesh import mesh_of
+
 
 class Throughput(pl.Callback):
     """Measures training speed between logged steps and over the whole run.
@@ -56,7 +58,7 @@ class Throughput(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Count the batch, and log the speed since the last logged step."""
-        self.vectors += len(batch.vectors) * trainer.world_size
+        self.vectors += len(batch.vectors) * mesh_of(trainer).data.count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self._pause()

@@ -23,6 +23,7 @@ from dictlearn.hidden_states.statistics import Normalization, Statistics, measur
 from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
 from dictlearn.hidden_states.weights import token_weights
+from dictlearn.mesh import mesh_of
 from dictlearn.text import Blocks, TokenStore, pack, tokenize
 
 if TYPE_CHECKING:
@@ -254,8 +255,9 @@ class HiddenStateDataModule(pl.LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         if self.trainer is None:
             return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        data = mesh_of(self.trainer).data
+        return data.rank, data.count
 
     def _say(self, sentence: str) -> None:
-        if self._rank_and_world()[0] == 0:
+        if self.trainer is None or self.trainer.is_global_zero:
             log.info(sentence)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.codes import Codes
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.update.moments import adam_step, blocks, take_radial, to_sphere
 
 
@@ -35,10 +36,13 @@ class DictionaryOptimizer(torch.optim.Adam):
         wants_codes: whether `observe_codes` is to be called.
         weighs_energy: whether `observe` wants squared codes times the weight of their row. A
             curvature that leaves the weights out is as many times too small as a row is heavy.
+        shards: the processes that hold the atoms together; what belongs to atoms is then of
+            those of this process.
     """
 
     wants_codes: ClassVar[bool] = False
     weighs_energy: bool = False
+    shards: Processes = ALONE
 
     def __init__(
         self,
@@ -151,7 +155,8 @@ class DictionaryOptimizer(torch.optim.Adam):
     def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
         """Let atoms `kept: [p]` take over the statistics of atoms `gone: [p]`, before these go.
 
-        `kept` may hold an atom more than once. Rules without statistics of codes do nothing.
+        `kept` may hold an atom more than once; both count the atoms of all shards. Rules without
+        statistics of codes do nothing.
         """
 
 
@@ -243,7 +248,7 @@ class HessianDiagonal(DictionaryOptimizer):
         if self.mode == "seed":
             return average + self.floor
         curvature = average / -torch.expm1(state["step"] * _log_keep(self.window))
-        least = self.floor * curvature.mean()
+        least = self.floor * self._mean(curvature)
         return (curvature + least).clamp_min(torch.finfo(curvature.dtype).tiny)
 
     @torch.no_grad()
@@ -252,14 +257,19 @@ class HessianDiagonal(DictionaryOptimizer):
         super().reset_atoms(indices)
         energy = self.state[self.atoms].get("energy")
         if energy is not None:
-            energy[indices] = 0.0 if self.mode == "seed" else energy.mean()
+            energy[indices] = 0.0 if self.mode == "seed" else self._mean(energy)
+
+    def _mean(self, of_atoms: Tensor) -> Tensor:
+        return self.shards.total(of_atoms.mean()) / self.shards.count
 
     @torch.no_grad()
     def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
         """Add the energies: twins are hardly ever active in the same row, so theirs add up."""
         energy = self.state[self.atoms].get("energy")
         if energy is not None:
-            energy.index_add_(0, kept, energy[gone])
+            every = self.shards.joined(energy).clone()
+            every.index_add_(0, kept, every[gone])
+            energy.copy_(every[self.shards.place(len(every))])
 
 
 def _log_keep(window: int) -> float:
