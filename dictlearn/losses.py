@@ -16,6 +16,7 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, number, whole_number
 from dictlearn.inference import Inference, Solution
+from dictlearn.inference.merging import among_largest, top_of_rows
 from dictlearn.kernels import reconstruct
 from dictlearn.prox import Prox
 
@@ -133,27 +134,31 @@ class AuxK:
 
     def auxiliary(self, view: View) -> Tensor:
         """Return the auxiliary loss alone, 0-dimensional."""
-        count = min(self.max_candidates, len(view.idle))
+        count = min(self.max_candidates, view.dictionary.n_atoms)
         if view.idle.device.type == "cpu":
             # Where looking is free; elsewhere the host would wait for the device at every step.
-            count = min(count, int(view.dead.sum()))
+            count = min(count, int(view.dictionary.shards.total(view.dead.sum())))
         return self.among(view, count) if count > 0 else view.x.new_zeros(())
 
     def among(self, view: View, count: int) -> Tensor:
         """Return the auxiliary loss of the dead among the `count` longest idle atoms."""
-        idle, chosen = view.idle.where(view.dead, -1).topk(count)
-        dead = idle >= 0
+        shards, own = view.dictionary.shards, min(count, len(view.idle))
+        idle, chosen = view.idle.where(view.dead, -1).topk(own)
+        dead = (idle >= 0) & among_largest(idle[None], count, shards)[0]
         assert isinstance(view.inference, Scored)
         scores = view.inference.scores(view.x.detach(), view.dictionary.atoms, chosen)
         values, atoms = torch.relu(scores) * dead, view.dictionary.atoms[chosen]
         codes = Codes.from_dense(values)
         if self.k_aux < count:
-            codes = Codes(*values.topk(self.k_aux, dim=1, sorted=False), count)
+            best = values.topk(min(self.k_aux, own), dim=1, sorted=False)
+            codes = top_of_rows(Codes(*best, own), self.k_aux, shards)
         residual = (view.x - view.decoded).detach()
-        error = _weighted(view, _squared(residual - reconstruct(codes, atoms)))
+        decoded = shards.sum(reconstruct(codes, atoms))
+        error = _weighted(view, _squared(residual - decoded))
         spread = _weighted(view, _squared(residual - residual.mean(0)))
         smallest = torch.finfo(spread.dtype).tiny
-        return 0.5 * self.coefficient * dead.any() * error / spread.clamp_min(smallest)
+        any_dead = shards.largest(dead.any().to(error.dtype))
+        return 0.5 * self.coefficient * any_dead * error / spread.clamp_min(smallest)
 
 
 @dataclass(frozen=True)

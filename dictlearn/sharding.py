@@ -18,7 +18,6 @@ from torch import Tensor, distributed, nn
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.inference import Inference
-from dictlearn.losses import AuxK, Loss
 from dictlearn.mesh import Mesh, Processes
 from dictlearn.prox import Power, Prox, Weighted
 from dictlearn.update import Mairal, UpdateRule
@@ -31,7 +30,6 @@ class Learned(Protocol):
     prox: Prox
     inference: Inference
     update: UpdateRule
-    loss: Loss
 
 
 def check_shards(learner: Learned, count: int) -> None:
@@ -46,11 +44,6 @@ def check_shards(learner: Learned, count: int) -> None:
         raise InputError(
             "update=mairal compares all atoms with all, which trainer=dictionary_parallel has not "
             "in one place: choose update=adam, signum or hessian_diagonal."
-        )
-    if isinstance(learner.loss, AuxK):
-        raise InputError(
-            "loss=auxk ranks all dead atoms, which trainer=dictionary_parallel has not in one "
-            "place: choose loss=objective or matryoshka, with callbacks=default for dead atoms."
         )
     n_atoms = learner.dictionary.n_atoms
     if n_atoms % count:

@@ -32,7 +32,7 @@ ARROWS: dict[str, set[str]] = {
     "inference": BOTTOM | {"prox", "kernels", "dictionary"},
     "update": BOTTOM,
     "losses": BOTTOM | {"prox", "kernels", "dictionary", "inference"},
-    "sharding": BOTTOM | {"dictionary", "inference", "losses", "prox", "update"},
+    "sharding": BOTTOM | {"dictionary", "inference", "prox", "update"},
     "metrics": BOTTOM,
     "storage": BOTTOM
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from dictlearn.callbacks.duplicates import Twins, find_twins, merge_directions, usage_rank
-from dictlearn.codes import Codes
 from dictlearn.errors import number, whole_number
 from dictlearn.hidden_states import HiddenStates
 from dictlearn.learner import DictionaryLearner
@@ -28,7 +27,8 @@ class DeadAtomRevival(pl.Callback):
     that are nearly the same the rarer one goes. The other moves to the mean of the two, weighted
     by the energy of their codes, and takes over what the optimizer knows of them; the codes it
     takes over by itself, being what inference then finds.
-    Process 0 decides for all.
+    Process 0 decides for all; where several hold the dictionary together, it is whole in each of
+    them for that moment.
 
     Args:
         every_vectors: how often to look, in training vectors of all processes.
@@ -70,20 +70,23 @@ class DeadAtomRevival(pl.Callback):
         if not isinstance(pl_module, DictionaryLearner):
             raise TypeError("DeadAtomRevival works on a DictionaryLearner")
         seen = pl_module.vectors_seen
-        last = seen - len(batch.vectors) * trainer.world_size
+        last = seen - len(batch.vectors) * pl_module.mesh.data.count
         crossed = seen // self.every_vectors > last // self.every_vectors
         if crossed and batch_idx < self.until_fraction * trainer.num_training_batches:
             self._revive(trainer, pl_module, batch)
 
     @torch.no_grad()
     def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:
-        dead = learner.is_dead()
+        joined = learner.mesh.dictionary.joined
+        dead = joined(learner.is_dead())
         if self.duplicate_cosine is None and not dead.any():
             return
         x, solution = learner.infer(batch, learner.sparsity(batch.layer))
         codes = solution.codes.detach()
         residual = (x - learner.dictionary.decode(codes)).detach()
-        twins = self._twins(learner, codes, dead)
+        energy = joined(codes.sum_over_rows(codes.values.square()))
+        atoms = joined(learner.dictionary.atoms)
+        twins = self._twins(atoms, energy, joined(learner.idle), dead)
         places = torch.cat([dead.nonzero().flatten(), twins.gone])
         draws = generator(self.seed, "revival", trainer.global_step)
         rows = sample_by_error(residual, len(places), draws)
@@ -91,8 +94,7 @@ class DeadAtomRevival(pl.Callback):
         places = places[: len(fresh)]
         merged = torch.isin(twins.gone, places)
         pairs = Twins(*(part[merged] for part in twins))
-        strength = codes.sum_over_rows(codes.values.square())
-        means = merge_directions(learner.dictionary.atoms.detach(), strength, pairs)
+        means = merge_directions(atoms.detach(), energy, pairs)
         decided = _of_first_process(trainer, [places, fresh, *pairs, means])
         if len(decided[0]):
             self._replace(learner, *decided)
@@ -100,16 +102,14 @@ class DeadAtomRevival(pl.Callback):
                 "%d dead or double atoms replaced at step %d", len(decided[0]), trainer.global_step
             )
 
-    def _twins(self, learner: DictionaryLearner, codes: Codes, dead: Tensor) -> Twins:
+    def _twins(self, atoms: Tensor, energy: Tensor, idle: Tensor, dead: Tensor) -> Twins:
         """Return the double atoms among the living; the codes of the batch say which is rarer."""
         if self.duplicate_cosine is None:
             none = torch.empty(0, dtype=torch.int64, device=dead.device)
             return Twins(none, none)
-        energy = codes.sum_over_rows(codes.values.square())
         living = (~dead).nonzero().flatten()
-        usage = usage_rank(energy[living], learner.idle[living])
-        atoms = learner.dictionary.atoms.detach()[living]
-        kept, gone = find_twins(atoms, usage, self.duplicate_cosine)
+        usage = usage_rank(energy[living], idle[living])
+        kept, gone = find_twins(atoms.detach()[living], usage, self.duplicate_cosine)
         return Twins(living[kept], living[gone])
 
     def _replace(
@@ -125,7 +125,8 @@ class DeadAtomRevival(pl.Callback):
         optimizer = learner.optimizers(use_pl_optimizer=False)
         if hasattr(optimizer, "merge_atoms"):
             optimizer.merge_atoms(kept, gone)
-        learner.dictionary.atoms[kept] = means
+        mine, own = learner.mesh.dictionary.own(kept, learner.dictionary.n_atoms)
+        learner.dictionary.atoms[own] = means[mine]
         learner.replace_atoms(places, fresh)
         self.revived += len(places)
         self.merged += len(gone)

@@ -33,12 +33,16 @@ def top_of_rows(codes: Codes, k: int, shards: Processes) -> Codes:
 
     Of equal ones those of the first shards are kept.
     """
-    if shards.alone:
-        return codes
-    everyone = shards.joined(codes.values, 1)
+    return codes if shards.alone else packed(codes, among_largest(codes.values, k, shards))
+
+
+@torch.no_grad()
+def among_largest(values: Tensor, k: int, shards: Processes) -> Tensor:
+    """Return which of `values: [n, p]` are among the `k` largest of their row of all shards."""
+    everyone = shards.joined(values, 1)
     order = everyone.sort(dim=1, descending=True, stable=True).indices[:, :k]
     kept = torch.zeros_like(everyone, dtype=torch.bool).scatter_(1, order, True)
-    return packed(codes, kept[:, shards.place(everyone.shape[1])])
+    return kept[:, shards.place(everyone.shape[1])]
 
 
 def top_of_batch(codes: Codes, count: int, shards: Processes) -> Codes:

@@ -258,7 +258,7 @@ class Unrolled(Inference):
             low, high = built.sampled
             far = math.log(prox.k / math.sqrt(low * high))
             log_step = log_step + far * self.step_slopes[t]
-            threshold = threshold + far * self.threshold_slopes[t]
+            threshold = threshold + far * self.shards.spread(self.threshold_slopes[t])
         step, weight, synthesis = log_step.exp(), atoms, atoms
         if self._follows_price():
             threshold = self.shards.spread(step) * price * threshold.exp()
