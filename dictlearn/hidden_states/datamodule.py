@@ -20,10 +20,10 @@ from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
 from dictlearn.hidden_states.lanes import LanePlan
 from dictlearn.hidden_states.options import StreamOptions
 from dictlearn.hidden_states.statistics import Normalization, Statistics, measure
-from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
+from dictlearn.hidden_states.stream import LaneStream, Share, joined, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
 from dictlearn.hidden_states.weights import token_weights
-from dictlearn.mesh import mesh_of
+from dictlearn.mesh import Mesh, mesh_of
 from dictlearn.text import Blocks, TokenStore, pack, tokenize
 
 if TYPE_CHECKING:
@@ -178,12 +178,13 @@ class HiddenStateDataModule(pl.LightningDataModule):
                 f" {len(self.layers)} layers): max_vectors={self.max_vectors} goes round it again,"
                 f" {wanted / n_vectors:.1f} times in all."
             )
+        made = share.split(self._mesh().dictionary)
         blocks = 2 if self._prefetch() else 1
         size = lane_block_bytes(self._train, options.sequences_per_block)
         self._say(
-            f"Hidden states in memory: {len(share.lanes)} lanes x {blocks} blocks of"
+            f"Hidden states in memory: {len(made.lanes)} lanes x {blocks} blocks of"
             f" {options.sequences_per_block} sequences, at most"
-            f" {len(share.lanes) * blocks * size / 2**20:.1f} MiB in each process."
+            f" {len(made.lanes) * blocks * size / 2**20:.1f} MiB in each process."
         )
         return TrainingBatches(self, share, n_steps)
 
@@ -208,8 +209,11 @@ class HiddenStateDataModule(pl.LightningDataModule):
     def iterate(self, share: Share, n_steps: int) -> Iterator[HiddenStates]:
         """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""
         first = 0 if self.trainer is None else self.trainer.global_step
-        stream = LaneStream(self._plan, self._train, share, first, n_steps, self._prefetch())
-        self._iterators.append(iter(stream))
+        together = self._mesh().dictionary
+        made = share.split(together)
+        stream = LaneStream(self._plan, self._train, made, first, n_steps, self._prefetch())
+        batches = iter(stream)
+        self._iterators.append(batches if made == share else joined(batches, made, together))
         return self._iterators[-1]
 
     def val_dataloader(self) -> ValidationBatches | list[HiddenStates]:
@@ -253,10 +257,11 @@ class HiddenStateDataModule(pl.LightningDataModule):
         return self._device is not None and self._device.type == "cuda"
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        data = mesh_of(self.trainer).data
+        data = self._mesh().data
         return data.rank, data.count
+
+    def _mesh(self) -> Mesh:
+        return Mesh() if self.trainer is None else mesh_of(self.trainer)
 
     def _say(self, sentence: str) -> None:
         if self.trainer is None or self.trainer.is_global_zero:

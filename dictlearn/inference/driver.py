@@ -149,6 +149,7 @@ def _descend(
             now = gap_of(
                 x, Codes.from_dense(state.codes), residual, residual @ atoms.T, penalty, shards
             )  # fmt: skip
+            now = shards.largest(now)  # all go on with the same rows, whatever rounding says
             leave = torch.ones_like(now, dtype=torch.bool) if last else now <= tolerance
             codes[rows[leave]] = state.codes[leave]
             gap[rows[leave]] = now[leave]

@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[Prox, Callable[[], Inference]]] = {
     "fista": (Soft(0.1), lambda: Iterative(Fista(), tolerance=1e-4)),
     "fista, signed": (SignedSoft(0.1), lambda: Iterative(Fista(), tolerance=1e-4)),
     "fista, ridge": (ElasticNet(0.1, ridge=0.5), lambda: Iterative(Fista(), tolerance=1e-4)),
-    "fista, reweighted": (Reweighted(0.1), lambda: Iterative(Fista(), tolerance=1e-4)),
+    "fista, reweighted": (Reweighted(0.1), lambda: Iterative(Fista(), tolerance=1e-3)),
     "fista, no price": (Relu(), lambda: Iterative(Fista(), tolerance=0, max_steps=40)),
     "greedy_fista": (Soft(0.1), lambda: Iterative(GreedyFista(), tolerance=1e-4)),
     "fista_seed": (Soft(0.1), lambda: FistaSeed(50)),
