@@ -15,8 +15,14 @@ from dictlearn.inference import Unrolled, WorkingSet
 from dictlearn.inference.merging import top_of_rows
 from dictlearn.losses import Objective
 from dictlearn.mesh import Mesh, Processes, whole_codes
-from dictlearn.prox import Power, Soft, TopK, Weighted
-from dictlearn.sharding import check_shards, clip_by_norm, parts_and_others, share_out_learned
+from dictlearn.prox import BatchTopK, Power, Soft, TopK, Weighted
+from dictlearn.sharding import (
+    average_gradients,
+    check_shards,
+    clip_by_norm,
+    parts_and_others,
+    share_out_learned,
+)
 from dictlearn.update import Adam, HessianDiagonalRule, Mairal, Signum, UpdateRule
 from tests.parallel.processes import on_processes
 from tests.parallel.small import Learned, M, N
@@ -159,3 +165,50 @@ def test_of_equal_codes_those_of_the_first_shards_are_kept(tmp_path: Path) -> No
     first, second = on_processes(2, tmp_path, task)
     assert first.tolist() == [[1.0, 1.0]] * 3
     assert sorted(second.sum(1).tolist()) == [1.0] * 3
+
+
+def test_gradients_are_means_over_rows_and_every_shard_keeps_its_own(tmp_path: Path) -> None:
+    def task(mesh: Mesh) -> dict[str, Tensor]:
+        learned = Learned(Unrolled(2, "shared"), TopK(4), Objective(), Adam())
+        share_out_learned(learned, mesh)
+        dictionary, inference = learned.dictionary, learned.inference
+        parts, others = parts_and_others(dictionary, inference)
+        for entry in parts:
+            entry.grad = torch.full_like(entry, 10 * mesh.dictionary.rank + mesh.data.rank)
+        for entry in others:
+            entry.grad = torch.full_like(entry, mesh.data.rank)
+        average_gradients(dictionary, inference, mesh)
+        named = (*dictionary.named_parameters(), *inference.named_parameters())
+        return {key: entry.grad for key, entry in named if entry.grad is not None}
+
+    for rank, found in enumerate(on_processes(2, tmp_path, task, copies=2)):
+        for name, gradient in found.items():
+            alike = name == "bias" or gradient.ndim == 0
+            expected = 0.5 if alike else 10 * (rank % 2) + 0.5
+            assert torch.equal(gradient, torch.full_like(gradient, expected)), name
+        assert {"atoms", "bias", "analysis.0", "thresholds.0", "log_steps.1"} <= found.keys()
+
+
+def test_the_first_process_has_the_whole_state_and_any_takes_its_part(tmp_path: Path) -> None:
+    def made() -> Learned:
+        return Learned(Unrolled(2, "shared"), BatchTopK(4), Objective(), Adam())
+
+    whole = made().state_dict()
+
+    def task(mesh: Mesh) -> dict[str, Tensor]:
+        learned = made()
+        share_out_learned(learned, mesh)
+        joined = learned.state_dict()
+        learned.dictionary.atoms.data.zero_()
+        learned.idle.zero_()
+        learned.load_state_dict(whole)
+        again = {key: entry.detach().clone() for key, entry in learned.named_parameters()}
+        return {**joined, **{f"part of {key}": entry for key, entry in again.items()}}
+
+    for rank, found in enumerate(on_processes(2, tmp_path, task, copies=2)):
+        for key, value in whole.items():
+            own = value.ndim > 0 and len(value) == M
+            part = value[Processes(rank % 2, 2).place(M)] if own else value
+            assert torch.equal(found[key], part if rank > 0 else value), key
+            if f"part of {key}" in found:
+                assert torch.equal(found[f"part of {key}"], part)
