@@ -28,7 +28,8 @@ class View(NamedTuple):
         x: what was coded, `[n, d]`: normalised and less the dictionary's bias.
         decoded: its reconstruction `a Phi`, `[n, d]`.
         solution: the codes and what the encoder adds to the loss.
-        dictionary: the atoms.
+        dictionary: the atoms; where processes hold them together, codes and what else belongs to
+            atoms are those of this process.
         inference: the encoder.
         prox: the sparsity of this step.
         weight: of every row, `[n]`.

@@ -138,7 +138,7 @@ def share_out_state(
 def _changed(state: dict[str, Any], sizes: dict[int, int], change: Any) -> dict[str, Any]:
     """Return an optimizer's state dict with the tensors of the numbered parameters changed."""
     entries = dict(state["state"])
-    for number in sizes.keys() & entries.keys():
+    for number in sorted(sizes.keys() & entries.keys()):  # all send in the same order
         entries[number] = {
             name: change(value, sizes[number])
             if isinstance(value, Tensor) and value.ndim > 0

@@ -257,7 +257,7 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
 
 def test_two_processes_hold_one_dictionary_together(tmp_path: Path, text_folder: Path) -> None:
     parts = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "inference=unrolled"]
-    parts += ["update=adam", "max_vectors=15000", "hidden_states.validation_vectors=1024"]
+    parts += ["max_vectors=15000", "hidden_states.validation_vectors=1024"]
     done = run(tmp_path, *SMALL, *parts, f"text.path={text_folder}", "hydra.run.dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(os.listdir(tmp_path)) == ["data", "out"]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from dictlearn.inference import Unrolled, WorkingSet
 from dictlearn.inference.merging import top_of_rows
 from dictlearn.losses import Objective
 from dictlearn.mesh import Mesh, Processes, whole_codes
+from dictlearn.parallel import DictionaryParallel
 from dictlearn.prox import BatchTopK, Power, Soft, TopK, Weighted
 from dictlearn.sharding import (
     average_gradients,
@@ -212,3 +214,17 @@ def test_the_first_process_has_the_whole_state_and_any_takes_its_part(tmp_path: 
             assert torch.equal(found[key], part if rank > 0 else value), key
             if f"part of {key}" in found:
                 assert torch.equal(found[f"part of {key}"], part)
+
+
+def test_processes_that_the_size_does_not_divide_are_refused() -> None:
+    def made(size: int | None, devices: int) -> DictionaryParallel:
+        strategy = DictionaryParallel(size, start_method="fork")
+        pl.Trainer(accelerator="cpu", devices=devices, strategy=strategy, logger=False)
+        return strategy
+
+    assert made(2, 4).n_shards == 2
+    assert made(None, 4).n_shards == 4
+    with pytest.raises(InputError, match=r"dictionary_parallel_size=3 must divide the 4 processes"):
+        _ = made(3, 4).n_shards
+    with pytest.raises(InputError, match=r"trainer.strategy.dictionary_parallel_size=0"):
+        made(0, 2)
