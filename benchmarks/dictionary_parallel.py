@@ -4,7 +4,7 @@
 
 Whole training steps (forward, loss, backward, update) of the learner with `prox=topk
 inference=unrolled update=adam` on the same rows, in fresh processes with as many threads each;
-medians of wall seconds after a step to warm up, and the peak memory of the largest process above
+medians of seconds after a step to warm up, and the peak memory of the largest process above
 what it had before there was a dictionary. The last table is one unrolled layer, forward and
 backward, with our collectives and with torch's DTensor. On CUDA every process has a GPU of its own.
 """
@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +29,7 @@ from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 
 from benchmarks import ours
-from benchmarks.measure import peak_bytes, resident_bytes
+from benchmarks.measure import Clock, peak_bytes, resident_bytes
 from benchmarks.table import Cell, Table, machine, write_json
 from dictlearn.mesh import Mesh, Processes
 
@@ -69,23 +68,24 @@ def one(arguments: argparse.Namespace) -> None:
         run = ours.Run(overrides, x, len(x), 100 * len(x), revive=False, strategy=strategy)
         # What the start of the whole dictionary took is given back before the steps are measured.
         resident_bytes(arguments.device)
-        found = {"step": timed(lambda: run.step(x), arguments.repeats, arguments.device)}
+        found = timed("step", lambda: run.step(x), arguments.repeats, arguments.device)
         found["bytes"] = peak_bytes(arguments.device) - before
     print(json.dumps(found), flush=True)
 
 
-def timed(step: Callable[[], Any], repeats: int, device: str) -> float:
-    """Return the median of the wall seconds of a step."""
+def timed(name: str, step: Callable[[], Any], repeats: int, device: str) -> dict[str, float]:
+    """Return the medians of the CPU and wall seconds of a step, after one to warm up."""
     found = []
     for _ in range(repeats + 1):
         if distributed.is_initialized():
             distributed.barrier()
-        start = time.perf_counter()
+        clock = Clock(device)
         step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        found.append(clock.read())
+    return {
+        f"{name} {kind}": statistics.median(one[kind] for one in found[1:])
+        for kind in ("cpu", "wall")
+    }
 
 
 def layers(x: Tensor, arguments: argparse.Namespace, mesh: Mesh) -> dict[str, float]:
@@ -120,11 +120,8 @@ def layers(x: Tensor, arguments: argparse.Namespace, mesh: Mesh) -> dict[str, fl
     assert parts.grad is not None
     missed = mine.grad - parts.grad.to_local()  # type: ignore[attr-defined]
     assert missed.norm() < 1e-4 * mine.grad.norm()
-    repeats = arguments.repeats
-    return {
-        "plain": timed(plain, repeats, arguments.device),
-        "dtensor": timed(tensors, repeats, arguments.device),
-    }
+    more = (arguments.repeats, arguments.device)
+    return timed("plain", plain, *more) | timed("dtensor", tensors, *more)
 
 
 def measured(arguments: argparse.Namespace, shards: int, *more: str) -> dict[str, float]:
@@ -149,11 +146,12 @@ def compare(arguments: argparse.Namespace) -> dict[str, Cell]:
     """Print both tables; return the figures."""
     size = f"width {arguments.width}, batch {arguments.batch}, k={arguments.k}"
     print(f"{machine(arguments.device, arguments.threads)}\n")
-    columns = ["n_atoms", "processes", "MB in each", "ms a step", "of the memory", "of the time"]
+    columns = ["n_atoms", "processes", "MB in each", "CPU ms of each", "wall ms"]
+    columns += ["of the memory", "of the CPU time", "of the wall time"]
     steps = Table(f"Dictionary parallel, {size}, {arguments.device}", columns)
     layer = Table(
         f"One more unrolled layer and its gradients, {size}, {arguments.shards} processes",
-        ["n_atoms", "ms, our collectives", "ms, DTensor", "DTensor / ours"],
+        ["n_atoms", "collectives", "CPU ms of each", "wall ms"],
     )
     figures: dict[str, Cell] = {}
     for n_atoms in arguments.n_atoms:
@@ -161,15 +159,19 @@ def compare(arguments: argparse.Namespace) -> dict[str, Cell]:
         for shards in (1, arguments.shards):
             found = measured(arguments, shards, f"--n-atoms={n_atoms}")
             alone = alone or found
-            share = {name: found[name] / alone[name] for name in found}
-            cells = found["bytes"] / 1e6, 1e3 * found["step"], share["bytes"], share["step"]
-            steps.row(n_atoms, shards, *cells)
-            name = f"parallel/{n_atoms}/{shards}"
-            figures |= {f"{name}/mb": cells[0], f"{name}/ms": cells[1]}
+            share = {key: found[key] / alone[key] for key in ("bytes", "step cpu", "step wall")}
+            shown = {
+                "mb": found["bytes"] / 1e6,
+                "cpu_ms": 1e3 * found["step cpu"],
+                "wall_ms": 1e3 * found["step wall"],
+            }
+            steps.row(n_atoms, shards, *shown.values(), *share.values())
+            figures |= {f"parallel/{n_atoms}/{shards}/{key}": shown[key] for key in shown}
         found = measured(arguments, arguments.shards, f"--n-atoms={n_atoms}", "--layer")
-        both = 1e3 * found["plain"], 1e3 * found["dtensor"]
-        layer.row(n_atoms, *both, both[1] / both[0])
-        figures |= {f"layer/{n_atoms}/plain_ms": both[0], f"layer/{n_atoms}/dtensor_ms": both[1]}
+        for name, told in (("plain", "ours"), ("dtensor", "DTensor")):
+            spent = [1e3 * found[f"{name} {kind}"] for kind in ("cpu", "wall")]
+            layer.row(n_atoms, told, *spent)
+            figures[f"layer/{n_atoms}/{name}_cpu_ms"] = spent[0]
     steps.print()
     layer.print()
     return figures

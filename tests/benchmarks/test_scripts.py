@@ -215,5 +215,5 @@ def test_synthetic_trains_and_scores(given: list[str], tmp_path: Path) -> None:
 def test_a_dictionary_in_two_parts_is_measured_beside_the_whole(tmp_path: Path) -> None:
     dictionary_parallel.main(["--quick", "--json", str(tmp_path / "figures.json")])
     found = figures(tmp_path)
-    for name in ("parallel/256/1/mb", "parallel/256/2/ms", "layer/256/dtensor_ms"):
+    for name in ("parallel/256/1/mb", "parallel/256/2/cpu_ms", "layer/256/dtensor_cpu_ms"):
         assert found[name] > 0
