@@ -6,7 +6,9 @@ A user's mistake is one sentence on the standard error and exit code 2.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,17 +20,21 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from dictlearn.configuration import config_dir, explain
-from dictlearn.errors import InputError, nearest
+from dictlearn.errors import InputError, Stopped, nearest
+from dictlearn.launch import advice, is_main_process, launched, only_writer, run_directory
 
 USAGE = """\
 dictlearn: learn a dictionary of transformer factors, and look at them
 
   dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
+  dictlearn train  run=DIR resume=true            go on with a run that was broken off
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
+  dictlearn cache  path=FOLDER [key=value ...]    hidden states to disk; then hidden_states=cached hidden_states.path=FOLDER
   dictlearn evaluate inference run=DIR            FVU against L0, time and gap of several inferences
 
   dictlearn COMMAND --help                        groups, options and keys of a command
@@ -39,11 +45,12 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 
 EVALUATIONS = ("inference",)
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main() -> None:
     """Run the command named by the first argument."""
-    commands = {"train": train, "encode": encode, "evaluate": evaluate}
+    commands = {"train": train, "encode": encode, "evaluate": evaluate, "cache": cache}
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name in ("-h", "--help"):
         print(USAGE)
@@ -57,17 +64,24 @@ def train(arguments: list[str] | None = None) -> None:
     """Train a dictionary: ``dictlearn train`` and ``python train.py``."""
 
     def task(config: DictConfig) -> float:
+        from dictlearn.multirun import own_processes
         from dictlearn.summary import show
         from dictlearn.training import train as run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        with _no_half_made_run(folder):
-            metrics = run(config, folder)
-        if _is_main_process():
+        word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
+        if word:
+            logging.getLogger(__name__).warning(word)
+        try:
+            with only_writer(folder), _no_half_made_run(folder), own_processes():
+                metrics = run(config, folder)
+        except Stopped as stopped:
+            _try_again(stopped, folder)
+        if is_main_process():
             show(folder, metrics)
         return metrics.get("val/fvu", float("nan"))
 
-    _launch(task, "train", arguments)
+    _launch(task, "train", going_on(sys.argv[1:] if arguments is None else arguments))
 
 
 def encode(arguments: list[str] | None = None) -> None:
@@ -80,6 +94,17 @@ def encode(arguments: list[str] | None = None) -> None:
         show_factors(config, sentence)
 
     _launch(task, "encode", others)
+
+
+def cache(arguments: list[str] | None = None) -> None:
+    """Write hidden states to disk: ``dictlearn cache path=FOLDER``."""
+
+    def task(config: DictConfig) -> None:
+        from dictlearn.caching import cache as run
+
+        run(config)
+
+    _launch(task, "cache", arguments)
 
 
 def evaluate(arguments: list[str] | None = None) -> None:
@@ -103,6 +128,49 @@ def evaluate(arguments: list[str] | None = None) -> None:
     _launch(task, "evaluate", others)
 
 
+def going_on(arguments: list[str]) -> list[str]:
+    """Turn ``run=DIR resume=true`` into the command line that the run began with, and its place.
+
+    Options given beside them come last, and so take the place of the old ones.
+
+    Raises:
+        SystemExit: there is no run in DIR.
+    """
+    named = [argument for argument in arguments if argument.startswith("run=")]
+    if not named:
+        return arguments
+    folder = Path(named[-1].removeprefix("run="))
+    others = [argument for argument in arguments if argument not in named]
+    if not any(argument.lower() == "resume=true" for argument in others):
+        _stop(f"{named[-1]} goes on with the run there; say so with resume=true.")
+    path = folder / ".hydra" / "overrides.yaml"
+    try:
+        before = [str(entry) for entry in OmegaConf.load(path)]
+    except (OSError, YAMLError):
+        _stop(f"There is no run to go on with in {folder}: {path} is not there or damaged.")
+    for entry in before:
+        # A run that comes from elsewhere is data: it must not choose what the launcher executes.
+        if not re.match(r"[+~]*(?!hydra\b)\w", entry):
+            _stop(f"{path} holds '{entry}', which no run writes there: remove that line.")
+    before = [entry for entry in before if not entry.startswith("resume=")]
+    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return [*before, *others, f"hydra.run.dir='{place}'"]
+
+
+def _try_again(stopped: Stopped, folder: Path) -> NoReturn:
+    """Say how to go on, and end with the code that means so.
+
+    The other processes end with 0: at any other code a launcher would kill the first, which has
+    its histories to close.
+    """
+    if not is_main_process():
+        raise SystemExit(0)
+    sys.stderr.write(
+        f"dictlearn: {stopped}; go on with: python train.py run={folder} resume=true\n"
+    )
+    raise SystemExit(TRY_AGAIN)
+
+
 def _sentence(arguments: list[str]) -> tuple[str, list[str]]:
     """Take ``text=...`` out of the arguments: a sentence is no matter of Hydra's grammar."""
     texts = [argument.removeprefix("text=") for argument in arguments if argument[:5] == "text="]
@@ -118,7 +186,11 @@ def _launch(
     if arguments is not None:
         sys.argv = [command_line[0], *arguments]
 
+    composed = False
+
     def guarded(config: DictConfig) -> object:
+        nonlocal composed
+        composed = True
         # Lightning starts the other ranks with this very command line and environment.
         sys.argv = command_line
         _set_trace(wants_trace)
@@ -143,12 +215,14 @@ def _launch(
         if wants_trace:
             raise
         _stop(str(error))
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
         if wants_trace:
             raise
         _stop(f"{error.filename} cannot be written: choose another hydra.run.dir=DIR.")
-    except (HydraException, OmegaConfBaseException) as error:
-        if wants_trace:
+    except Exception as error:
+        # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
+        ours = composed and not isinstance(error, HydraException | OmegaConfBaseException)
+        if wants_trace or ours:
             raise
         _stop(explain(error, config_name, sys.argv[1:]))
     finally:
@@ -167,15 +241,13 @@ def _register_resolvers() -> None:
     from omegaconf import OmegaConf
 
     OmegaConf.register_new_resolver("if_main", _if_main, replace=True)
+    OmegaConf.register_new_resolver("launched", launched, replace=True)
+    # Cached: asked again it must name the directory that it made, also in the jobs of a sweep.
+    OmegaConf.register_new_resolver("run_dir", run_directory, replace=True, use_cache=True)
 
 
 def _if_main(value: object, other: object) -> object:
-    return value if _is_main_process() else other
-
-
-def _is_main_process() -> bool:
-    """Tell whether this process is rank 0, from what launchers put into the environment."""
-    return not any(int(os.environ.get(key, "0")) for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+    return value if is_main_process() else other
 
 
 @contextmanager
@@ -184,11 +256,12 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
 
     A directory that held anything before this launch (but Hydra's own files) is left alone.
     """
-    fresh = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
+    ours = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
+    fresh = ours and not Path.cwd().is_relative_to(folder.resolve())
     try:
         yield
     except InputError:
-        if fresh and _is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
+        if fresh and is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
             for parent in (folder.parent, folder.parent.parent):
                 if parent.is_relative_to(Path.cwd() / "outputs"):
@@ -198,6 +271,10 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
 
 
 def _stop(message: str) -> NoReturn:
-    if _is_main_process():
+    if is_main_process():
         sys.stderr.write(f"dictlearn: {message}\n")
     raise SystemExit(2)
+
+
+# Here, since workers of joblib and submitit import this module and never call `_launch`.
+_register_resolvers()

@@ -6,6 +6,7 @@ Imports Hydra and OmegaConf only, so that ``--help`` and a typo are answered at 
 from __future__ import annotations
 
 import importlib
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from dictlearn.errors import InputError, nearest
 
 ALLOWED_TARGETS = ("dictlearn.", "torch.optim.", "pytorch_lightning.")
+SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
+SHORTEST_SECRET = 6
 
 
 def config_dir() -> str:
@@ -43,6 +46,22 @@ def plain(config: DictConfig) -> dict[str, Any]:
     if not isinstance(container, dict):
         raise TypeError("a config is a mapping")
     return {str(key): value for key, value in container.items()}
+
+
+def redacted(node: Any) -> Any:
+    """Return a plain node to be saved, without what the environment keeps under a secret's name.
+
+    Who writes ``${oc.env:MY_TOKEN}`` into an option does not want to find it in a checkpoint.
+    """
+    if isinstance(node, dict):
+        return {key: redacted(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [redacted(value) for value in node]
+    if isinstance(node, str):
+        for name, secret in os.environ.items():
+            if name.endswith(SECRETS) and len(secret) >= SHORTEST_SECRET:
+                node = node.replace(secret, f"<{name}>")
+    return node
 
 
 def targets(node: Any) -> Iterator[str]:
@@ -148,6 +167,9 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
         config_name: ``train``, ``encode``, ...
         arguments: the command line.
     """
+    mistake = _mistake(error)
+    if mistake is not None:
+        return str(mistake)
     text = " ".join(str(error).split())
     option = re.search(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'", text)
     if option:
@@ -155,7 +177,19 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         return _unknown_key(key.group(1), known_keys(config_name, arguments))
-    return text
+    if isinstance(error, HydraException | OmegaConfBaseException):
+        return text
+    return (
+        f"{' '.join(arguments)} cannot be composed ({text}): a group takes names of its files, as "
+        "in prox=topk."
+    )
+
+
+def _mistake(error: BaseException | None) -> InputError | None:
+    """Return the mistake that a resolver of ours told, and OmegaConf wrapped."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unresolved(error: OmegaConfBaseException) -> str:

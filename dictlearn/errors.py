@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class InputError(ValueError):
@@ -12,6 +13,21 @@ class InputError(ValueError):
 
     The command line prints it without a stack trace and exits with code 2.
     """
+
+
+class Stopped(Exception):  # noqa: N818 - it is not an error
+    """The run was asked to stop and can go on later: not an error, but not the end either.
+
+    The command line says so and exits with code 75 (``EX_TEMPFAIL``: try again).
+
+    Args:
+        message: what stopped it, and where.
+        requeue: whether a scheduler is to be asked to start it again.
+    """
+
+    def __init__(self, message: str, requeue: bool = False) -> None:
+        super().__init__(message)
+        self.requeue = requeue
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -70,3 +86,18 @@ def number(key: str, value: object, minimum: float = -math.inf, maximum: float =
         bounds = f"at least {minimum}" if maximum == math.inf else f"in [{minimum}, {maximum}]"
         raise InputError(f"{key}={value} must be {bounds}.")
     return float(value)
+
+
+def check_shapes(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    """Check that the tensors of a checkpoint, by name, have the shapes that this run wants.
+
+    Raises:
+        InputError: they do not.
+    """
+    for key in {**saved, **mine}:
+        there, here = (list(of[key].shape) if key in of else "nothing" for of in (saved, mine))
+        if there != here:
+            raise InputError(
+                f"The checkpoint has {there} for {key}, and this run has {here}: go on with the "
+                "options that the run began with."
+            )

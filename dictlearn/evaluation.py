@@ -11,12 +11,19 @@ from typing import Any, NamedTuple
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
+from yaml import YAMLError
 
 from dictlearn.codes import Codes
 from dictlearn.configuration import build, plain
 from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.explorer.frontier_page import FrontierPage, Mark, render
-from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
+from dictlearn.hidden_states import (
+    CachedDataModule,
+    CachedOptions,
+    DataModule,
+    HiddenStateDataModule,
+    HiddenStates,
+)
 from dictlearn.inference import refit
 from dictlearn.metrics.frontier import Coded, HeldOut, Point, measure
 from dictlearn.noise import quiet
@@ -124,24 +131,32 @@ def _held_out(run: Path, trained: TrainedDictionary, n: int) -> HeldOut:
     return HeldOut(vectors, x, trained.normalization.row(layer), len(trained.layers))
 
 
-def _data(run: Path, trained: TrainedDictionary) -> HiddenStateDataModule:
+def _data(run: Path, trained: TrainedDictionary) -> DataModule:
     path = run / ".hydra" / "config.yaml"
     if not path.is_file():
         raise InputError(
             f"{run} has no .hydra/config.yaml, which says what text was held out: give the run "
             "directory as training left it."
         )
-    made = OmegaConf.load(path)
+    try:
+        made = OmegaConf.load(path)
+    except (OSError, YAMLError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
     if not isinstance(made, DictConfig):
         raise InputError(f"{path} is no config of a run.")
     made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)
-    data = HiddenStateDataModule(
-        trained.transformer,
-        build(made.text),
-        build(made.hidden_states),
-        seed=made.seed,
-        data_dir=Path(made.data_dir),
-    )
+    options = build(made.hidden_states)
+    data: DataModule
+    if isinstance(options, CachedOptions):
+        data = CachedDataModule(options, seed=made.seed)
+    else:
+        data = HiddenStateDataModule(
+            trained.transformer,
+            build(made.text),
+            options,
+            seed=made.seed,
+            data_dir=Path(made.data_dir),
+        )
     data.prepare_data()
     data.setup()
     return data
@@ -204,7 +219,7 @@ def _write(
     text = json.dumps({"vectors": n_vectors, "points": list(_finite(rows))}, indent=2)
     write_text(folder / "inference.json", text + "\n")
     page = FrontierPage(
-        title=str(trained.about["transformer"]["name"]),
+        title=trained.source,
         n_atoms=trained.dictionary.n_atoms,
         n_vectors=n_vectors,
         device=trained.atoms.device.type,

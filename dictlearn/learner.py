@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from dictlearn.dictionary import Dictionary
-from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates, Normalization
+from dictlearn.errors import check_shapes
+from dictlearn.hidden_states import DataModule, HiddenStates, Normalization
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
 from dictlearn.mesh import Mesh, mesh_of, whole_codes
-from dictlearn.metrics import HeldOutMetrics
+from dictlearn.metrics import HeldOutMetrics, training_figures
 from dictlearn.metrics.held_out import Measured
 from dictlearn.prox import Moment, Prox
 from dictlearn.sharding import clip_by_norm, share_out_learned, share_out_state
@@ -74,13 +75,14 @@ class DictionaryLearner(pl.LightningModule):
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
+        self._some: list[tuple[Tensor, Tensor]] = []
         self.validation_firing_frequency = torch.zeros(dictionary.n_atoms)
         self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
 
     @property
-    def data(self) -> HiddenStateDataModule:
+    def data(self) -> DataModule:
         """The stream this learner is attached to."""
-        data: HiddenStateDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        data: DataModule = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
     def setup(self, stage: str) -> None:
@@ -94,6 +96,7 @@ class DictionaryLearner(pl.LightningModule):
         sample = self.data.sample(4 * self.dictionary.n_atoms)
         self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
         self.inference.reset(self.dictionary)
+        self._whole = {name: entry.to("meta") for name, entry in self.state_dict().items()}
         self.mesh = mesh_of(self.trainer)
         self.held_out.share(self.mesh.data.group)
         if not self.mesh.dictionary.alone:
@@ -104,9 +107,8 @@ class DictionaryLearner(pl.LightningModule):
         per_step = self.data.options.batch_size * self.mesh.data.count
         first = int(next(iter(self.inference.boundaries), 1.0) * self.max_vectors)
         run = Run(self.dictionary.n_atoms, self.dictionary.width, per_step, first)
-        atoms = list(self.dictionary.parameters())
-        rule = self.update.for_run(run)
-        optimizer = rule.build(atoms, list(self.inference.parameters()))
+        given = (list(part.parameters()) for part in (self.dictionary, self.inference))
+        optimizer = self.update.for_run(run).build(*given)
         optimizer.shards = self.mesh.dictionary
         if not optimizer.shards.alone:
             share_out_state(optimizer, self.dictionary, self.inference, self.mesh)
@@ -172,8 +174,8 @@ class DictionaryLearner(pl.LightningModule):
         prox = self.sparsity(batch.layer, training=True)
         x, solution = self.infer(batch, prox)
         decoded = self.dictionary.decode(solution.codes)
-        parts = (self.dictionary, self.inference, prox)
-        view = View(x, decoded, solution, *parts, batch.weight, self.is_dead(), self.idle)
+        parts = (self.dictionary, self.inference, prox, batch.weight, self.is_dead(), self.idle)
+        view = View(x, decoded, solution, *parts)
         loss = self.loss(view)
         self._observe(view)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -183,9 +185,7 @@ class DictionaryLearner(pl.LightningModule):
 
     @torch.no_grad()
     def _observe(self, view: View) -> None:
-        """Count who fired and how strongly, over the rows of all processes; steer what is
-        steered.
-        """  # noqa: D205
+        """Count who fired and how strongly, over the rows of all; steer what is steered."""
         codes, n = view.solution.codes.detach(), len(view.x)
         optimizer = self.optimizers(use_pl_optimizer=False)
         weighed = isinstance(optimizer, DictionaryOptimizer) and optimizer.weighs_energy
@@ -215,12 +215,9 @@ class DictionaryLearner(pl.LightningModule):
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
         shards = self.mesh.dictionary
-        dead = shards.total(self.is_dead().float().mean()) / shards.count
-        figures = {
-            "train/loss": loss,
-            "train/fvu": error.square().sum() / spread.square().sum(),
-            "train/l0": shards.total(solution.codes.l0().float().mean()),
-            "train/dead_fraction": dead,
+        figures = training_figures(loss, solution.codes, error, spread, shards)
+        figures |= {
+            "train/dead_fraction": shards.mean(self.is_dead().float().mean()),
             "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
         }
@@ -245,23 +242,27 @@ class DictionaryLearner(pl.LightningModule):
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
             )
         )
-        if batch_idx == 0:
-            self._measure_encoder(x, prox)
+        if self.inference.learned is not None:
+            some = self.data.some_held_out(batch)
+            self._some.append((x[some], batch.layer[some]))
         return {"codes": codes}
 
-    def _measure_encoder(self, x: Tensor, prox: Prox) -> None:
-        """Compare a learned encoder with a solver, on the first batch: solving all would cost."""
+    def _measure_encoder(self) -> None:
+        """Compare a learned encoder with a solver, on some vectors: solving all would cost."""
         encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
-        if encoder is not None:
-            shards = self.mesh.dictionary
+        if encoder is not None and sum(len(x) for x, _ in self._some) > 0:
+            x, layer = (torch.cat(parts) for parts in zip(*self._some, strict=True))
+            prox, shards = self.sparsity(layer), self.mesh.dictionary
             codes = whole_codes(encoder(x, atoms, prox).codes, shards)
             pair = amortisation(x, codes, shards.joined(atoms), prox)
+        self._some.clear()
         # Sums of nothing otherwise: all processes have some to share, and the metric is content.
-        none = x.new_zeros(1)
+        none = atoms.new_zeros(1)
         self.held_out.update_amortisation(*(pair or (none, none)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures; they are already those of all processes."""
+        self._measure_encoder()
         figures, firing = self.held_out.compute()
         self.held_out.reset()
         self.validation_firing_frequency = firing.float().cpu()
@@ -272,11 +273,6 @@ class DictionaryLearner(pl.LightningModule):
     def is_dead(self) -> Tensor:
         """Return which atoms have not fired for `dictionary.dead_after_vectors`, bool `[m]`."""
         return self.idle >= self.dictionary.dead_after_vectors
-
-    def residual(self, states: HiddenStates) -> Tensor:
-        """Return what the dictionary leaves of `n` vectors, `[n, d]`, in the normalised space."""
-        x, solution = self.infer(states)
-        return (x - self.dictionary.decode(solution.codes)).detach()
 
     @torch.no_grad()
     def replace_atoms(self, indices: Tensor, atoms: Tensor) -> None:
@@ -292,9 +288,13 @@ class DictionaryLearner(pl.LightningModule):
             optimizer.reset_atoms(indices)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the number of vectors seen."""
+        """Keep the number of vectors seen, and the figures of the last validation."""
         checkpoint["vectors_seen"] = self.vectors_seen
+        checkpoint["held_out"] = {"figures": self.held_out_figures, "step": self.validated_at}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take it up again."""
+        """Take them up again; InputError if they are of another dictionary or encoder."""
+        check_shapes(checkpoint["state_dict"], self._whole)
         self.vectors_seen = int(checkpoint["vectors_seen"])
+        held_out = checkpoint.get("held_out", {"figures": {}, "step": -1})
+        self.held_out_figures, self.validated_at = held_out["figures"], held_out["step"]

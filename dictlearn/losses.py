@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, number, whole_number
@@ -156,7 +157,9 @@ class AuxK:
         residual = (view.x - view.decoded).detach()
         decoded = shards.sum(reconstruct(codes, atoms))
         error = _weighted(view, _squared(residual - decoded))
-        spread = _weighted(view, _squared(residual - residual.mean(0)))
+        # Of all processes, so that the mean of their gradients is that of the whole ratio.
+        middle = processes.mean(residual.mean(0))
+        spread = processes.mean(_weighted(view, _squared(residual - middle)))
         smallest = torch.finfo(spread.dtype).tiny
         any_dead = shards.largest(dead.any().to(error.dtype))
         return 0.5 * self.coefficient * any_dead * error / spread.clamp_min(smallest)

@@ -61,6 +61,10 @@ class Processes:
         """Return the sum of all parts, a constant."""
         return self._reduced(part, distributed.ReduceOp.SUM)
 
+    def mean(self, part: Tensor) -> Tensor:
+        """Return the mean of all parts, a constant."""
+        return self.total(part) / self.count
+
     @torch.no_grad()
     def largest(self, part: Tensor) -> Tensor:
         """Return the elementwise maximum of all parts, a constant."""

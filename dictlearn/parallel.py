@@ -9,6 +9,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
+from dictlearn import processes
 from dictlearn.errors import InputError, whole_number
 from dictlearn.learner import DictionaryLearner
 from dictlearn.mesh import Mesh, Processes
@@ -85,6 +86,21 @@ class DictionaryParallel(DDPStrategy):
         if trainer.state.fn == "fit":
             self.setup_optimizers(trainer)
         self.setup_precision_plugin()
+
+    def training_step(self, *args: Any, **arguments: Any) -> Any:
+        """Take the module's step; the batch is that of the processes with rows of their own."""
+        with processes.among(self.mesh.data.group):
+            return super().training_step(*args, **arguments)
+
+    def validation_step(self, *args: Any, **arguments: Any) -> Any:
+        """Take the module's step, likewise."""
+        with processes.among(self.mesh.data.group):
+            return super().validation_step(*args, **arguments)
+
+    def optimizer_step(self, *args: Any, **arguments: Any) -> Any:
+        """Take the optimizer's step, likewise."""
+        with processes.among(self.mesh.data.group):
+            return super().optimizer_step(*args, **arguments)
 
     def post_backward(self, closure_loss: Tensor) -> None:
         """Average the gradients over the processes that have rows of their own."""

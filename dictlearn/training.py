@@ -9,19 +9,29 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 
+from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
-from dictlearn.configuration import build, known_keys, plain
+from dictlearn.cluster import check_world, environments, meet_again
+from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.dictionary import Dictionary
-from dictlearn.errors import InputError, nearest, number, whole_number
-from dictlearn.hidden_states import HiddenStateDataModule
+from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
+from dictlearn.hidden_states import (
+    CachedDataModule,
+    CachedOptions,
+    DataModule,
+    HiddenStateDataModule,
+)
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.mesh import data_processes, n_shards
 from dictlearn.noise import quiet
+from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.sharding import check_shards
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
@@ -45,37 +55,64 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     """
     start = time.perf_counter()
     quiet()
-    values = plain(config)
+    values = redacted(plain(config))
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
+    checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
     learner, data = compose(config, values)
-    _refuse_used(run_dir)
-    trainer = _trainer(config, data)
+    trainer = _trainer(config, data, start)
     if (shards := n_shards(trainer)) > 1:
         check_shards(learner, shards)
+    refuse_finished(checkpoint, data.n_steps(data_processes(trainer)), run_dir)
+    for callback in _saving(trainer):
+        callback.also.append(lambda: _save(run_dir, learner, data, values, {}))
     try:
         log_config(trainer.loggers, values)
-        trainer.fit(learner, datamodule=data)
-        _keep_last(trainer)
+        trainer.fit(learner, datamodule=data, ckpt_path=checkpoint and checkpoint.path)
         figures = _held_out(trainer, learner, data)
+        for callback in _saving(trainer):
+            callback.finish(trainer)
         figures |= _training_figures(trainer, learner, data)
-        figures["seconds/total"] = time.perf_counter() - start
-        _leave(run_dir, learner, data, values, figures)
+        _save(run_dir, learner, data, values, figures)
         if trainer.is_global_zero:
+            write_text(
+                run_dir / "metrics.json", json.dumps(figures, indent=2, sort_keys=True) + "\n"
+            )
+            log.info("The dictionary is in %s", run_dir / "dictionary")
             log_artifact(trainer.loggers, run_dir / "dictionary", config.name, figures)
         trainer.strategy.barrier()
     except BaseException as error:
-        finish_loggers(trainer.loggers, failed=True)
+        finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
+        if isinstance(error, Stopped) and error.requeue and trainer.is_global_zero:
+            requeue()
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
+        if _is_out_of_memory(error):
+            raise InputError(_too_large(config, data, trainer.global_step)) from error
         raise
     finish_loggers(trainer.loggers)
     return figures
 
 
-def compose(
-    config: DictConfig, values: dict[str, Any]
-) -> tuple[DictionaryLearner, HiddenStateDataModule]:
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a GPU, or the machine, had no memory left; on a CPU torch has no name for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _too_large(config: DictConfig, data: DataModule, step: int) -> str:
+    n, m = data.options.batch_size, int(config.dictionary.n_atoms)
+    inference = str(config.inference["_target_"]).rpartition(".")[2]
+    return (
+        f"The memory is full at step {step}, with hidden_states.batch_size={n} vectors of width "
+        f"{data.hidden_size}, dictionary.n_atoms={m} and {inference} (one dense table of codes "
+        f"alone has {4 * n * m / 2**20:,.1f} MiB): lower hidden_states.batch_size first, then "
+        "dictionary.n_atoms."
+    )
+
+
+def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearner, DataModule]:
     """Build the learner and its stream; what is cheap comes first, so that a wrong value is told
     before a model is loaded.
     """  # noqa: D205
@@ -84,12 +121,9 @@ def compose(
     inference = build(config["inference"])
     update = build(config["update"])
     loss = build(config["loss"])
-    options = build(config["hidden_states"])
-    text = build(config["text"])
-    transformer = build(config["transformer"])
-    dictionary = _dictionary(config, transformer.hidden_size)
+    data = _data(config, max_vectors)
     learner = DictionaryLearner(
-        dictionary,
+        _dictionary(config, data.hidden_size),
         prox,
         inference,
         update,
@@ -98,15 +132,23 @@ def compose(
         seed=config.seed,
         config=values,
     )
-    data = HiddenStateDataModule(
-        transformer,
+    return learner, data
+
+
+def _data(config: DictConfig, max_vectors: int) -> DataModule:
+    """Build the stream: of a transformer that reads a text, or of stored hidden states."""
+    options = build(config["hidden_states"])
+    if isinstance(options, CachedOptions):
+        return CachedDataModule(options, max_vectors, config.seed)
+    text = build(config["text"])
+    return HiddenStateDataModule(
+        build(config["transformer"]),
         text,
         options,
         max_vectors=max_vectors,
         seed=config.seed,
         data_dir=Path(config.data_dir),
     )
-    return learner, data
 
 
 def _dictionary(config: DictConfig, width: int) -> Dictionary:
@@ -117,12 +159,6 @@ def _dictionary(config: DictConfig, width: int) -> Dictionary:
     return dictionary
 
 
-def _refuse_used(run_dir: Path) -> None:
-    """Two runs in one directory would mix their histories."""
-    if (run_dir / "metrics.json").exists():
-        raise InputError(f"{run_dir} already holds a run: give another hydra.run.dir=DIR.")
-
-
 def _refuse_unknown(values: dict[str, Any]) -> None:
     names = known_keys("train")
     for key in values:
@@ -130,7 +166,7 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
 
 
-def _validates(config: DictConfig, data: HiddenStateDataModule) -> bool:
+def _validates(config: DictConfig, data: DataModule) -> bool:
     """Tell whether any text is held out; if not, say that there will be no held-out figures."""
     held_out = data.text.validation_fraction and data.options.validation_vectors
     if held_out and config.trainer.limit_val_batches:
@@ -145,24 +181,26 @@ def _callbacks(config: DictConfig, validates: bool) -> list[pl.Callback]:
         callbacks = [entry for entry in callbacks if not isinstance(entry, ProgressBar)]
     if not validates:
         for entry in callbacks:
-            if isinstance(entry, ModelCheckpoint):
-                entry.monitor = None  # only the last state is kept
-    return [*callbacks, Throughput()]
+            if isinstance(entry, RunCheckpoints):
+                entry.monitor = None  # there is no best
+    return callbacks
 
 
-def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
+def _trainer(config: DictConfig, data: DataModule, started: float) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
     share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
     loggers = [build(node) for node in (config.get("logger") or {}).values()]
-    callbacks = _callbacks(config, _validates(config, data))
+    callbacks = [*_callbacks(config, _validates(config, data)), Throughput(started)]
     trainer: pl.Trainer = build(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-        enable_checkpointing=any(isinstance(entry, ModelCheckpoint) for entry in callbacks),
+        plugins=[AtomicCheckpointIO(), *environments()],
+        enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in callbacks),
     )
+    check_world(trainer)
+    meet_again(trainer)
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
             "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "
@@ -179,15 +217,12 @@ def _trainer(config: DictConfig, data: HiddenStateDataModule) -> pl.Trainer:
     return trainer
 
 
-def _keep_last(trainer: pl.Trainer) -> None:
-    """Make last.ckpt that of the last step; ModelCheckpoint saved at the last validation."""
-    for entry in trainer.checkpoint_callbacks:
-        if isinstance(entry, ModelCheckpoint) and entry.save_last and entry.dirpath:
-            trainer.save_checkpoint(Path(entry.dirpath) / "last.ckpt")
+def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
+    return [entry for entry in trainer.checkpoint_callbacks if isinstance(entry, RunCheckpoints)]
 
 
 def _held_out(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
+    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
 ) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
@@ -196,23 +231,30 @@ def _held_out(
 
 
 def _training_figures(
-    trainer: pl.Trainer, learner: DictionaryLearner, data: HiddenStateDataModule
+    trainer: pl.Trainer, learner: DictionaryLearner, data: DataModule
 ) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+    left_out = torch.tensor(float(data.n_non_finite), device=trainer.strategy.root_device)
+    optimizer = next(iter(trainer.optimizers), None)
     return {
+        "train/non_finite_tokens": float(trainer.strategy.reduce(left_out, reduce_op="sum")),
+        "train/skipped_steps": float(getattr(optimizer, "skipped", 0)),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
+        "seconds/saving": sum(callback.seconds for callback in _saving(trainer)),
+        "seconds/total": throughput.total_seconds(),
     }
 
 
-def _leave(
+def _save(
     run_dir: Path,
     learner: DictionaryLearner,
-    data: HiddenStateDataModule,
+    data: DataModule,
     values: dict[str, Any],
     figures: dict[str, float],
 ) -> None:
+    """Write the artefact as it is now; `figures` are known at the end only."""
     prox = dict(values["prox"])
     if learner.price is not None:  # what it was steered to is the price from now on
         prox |= {"lambda_": float(learner.price.lambda_), "target_l0": None}
@@ -224,17 +266,8 @@ def _leave(
         about={
             "prox": prox,
             "inference": values["inference"],
-            "transformer": data.transformer.describe(),
-            "text": {
-                "source": data.text.name,
-                "block_length": data.options.block_length,
-                "special_tokens": data.options.special_tokens,
-            },
+            **data.about(),
             "metrics": figures,
         },
         write=learner.mesh.is_first,
     )
-    if not learner.mesh.is_first:
-        return
-    write_text(run_dir / "metrics.json", json.dumps(figures, indent=2, sort_keys=True) + "\n")
-    log.info("The dictionary is in %s", run_dir / "dictionary")

@@ -13,6 +13,7 @@ from dictlearn.dictionary import Dictionary
 from dictlearn.hidden_states import HiddenStateDataModule, StreamOptions
 from dictlearn.inference import Inference, Unrolled
 from dictlearn.learner import DictionaryLearner
+from dictlearn.losses import Loss
 from dictlearn.noise import quiet
 from dictlearn.prox import Prox, TopK
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
@@ -63,6 +64,7 @@ def small_learner(
     prox: Prox | None = None,
     inference: Inference | None = None,
     update: UpdateRule | None = None,
+    loss: Loss | None = None,
     **dictionary: Any,
 ) -> DictionaryLearner:
     """A learner of 64 atoms; k = 8, two unrolled layers and Adam unless told otherwise."""
@@ -72,6 +74,7 @@ def small_learner(
         TopK(8) if prox is None else prox,
         Unrolled() if inference is None else inference,
         Adam(warmup_vectors=0) if update is None else update,
+        loss,
         max_vectors=data.max_vectors,
         config={"seed": 3},
     )

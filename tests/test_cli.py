@@ -171,26 +171,6 @@ def test_who_asks_for_the_trace_gets_the_error_itself(
     assert os.environ["HYDRA_FULL_ERROR"] == "1"
 
 
-@pytest.mark.parametrize(
-    ("environment", "main"),
-    [
-        ({}, True),
-        ({"LOCAL_RANK": "0", "RANK": "0"}, True),
-        ({"LOCAL_RANK": "1"}, False),
-        ({"LOCAL_RANK": "0", "RANK": "4"}, False),
-        ({"SLURM_PROCID": "2"}, False),
-    ],
-)
-def test_launchers_say_in_the_environment_which_process_is_the_main_one(
-    environment: dict[str, str], main: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for key in ("LOCAL_RANK", "RANK", "SLURM_PROCID"):
-        monkeypatch.delenv(key, raising=False)
-    for key, value in environment.items():
-        monkeypatch.setenv(key, value)
-    assert cli._is_main_process() is main
-
-
 def test_other_processes_leave_telling_the_mistake_to_the_main_one(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
@@ -80,6 +81,9 @@ def test_it_builds(option: str, tmp_path: Path, minilm_folder: Path, text_folder
         local += ["prox=soft"]  # exact codes exist for convex penalties only
     if option == "prox=weighted":
         local += ["prox.weights=[1.0,2.0]", "dictionary.n_atoms=2"]
+    if option == "hidden_states=cached":
+        np.save(tmp_path / "vectors.npy", np.ones((40, 384), dtype=np.float32))
+        local += [f"hidden_states.path={tmp_path / 'vectors.npy'}"]
     config = composed(option, *local, f"data_dir={tmp_path}", out=tmp_path)
     learner, data = training.compose(config, plain(config))
     assert learner.dictionary.atoms.shape == (config.dictionary.n_atoms, 384)

@@ -54,6 +54,7 @@ FOREIGN: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
 @pytest.mark.parametrize("place", FOREIGN)
 @pytest.mark.parametrize("target", ["builtins.open", "dictlearned.x", "torch.load", "torch.hub"])
 def test_a_foreign_target_is_refused_at_any_depth(place: str, target: str, tmp_path: Path) -> None:
+    """E2 a config names a foreign function at any depth: refused, not called."""
     marker = tmp_path / "marker"
     bad = {"_target_": target, "file": str(marker), "mode": "w"}
     with pytest.raises(InputError, match=rf"_target_: {target} is not built from a config"):
@@ -62,6 +63,7 @@ def test_a_foreign_target_is_refused_at_any_depth(place: str, target: str, tmp_p
 
 
 def test_a_foreign_target_behind_an_interpolation_is_refused(tmp_path: Path) -> None:
+    """E2 a config hides a foreign function behind an interpolation: refused, not called."""
     marker = tmp_path / "marker"
     config = OmegaConf.create(
         {
@@ -81,6 +83,7 @@ def test_a_foreign_target_behind_an_interpolation_is_refused(tmp_path: Path) -> 
 def test_a_target_that_only_passes_through_this_project_is_refused(
     target: str, tmp_path: Path
 ) -> None:
+    """E2 a config reaches a foreign class through ours: refused, not called."""
     marker = tmp_path / "marker"
     node = {"_target_": target, "_args_": [str(marker)]}
     with pytest.raises(InputError, match="is not built from a config"):

@@ -11,6 +11,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from dictlearn import processes
 from dictlearn.analysis.code_table import CodeTable, Observed, code_table
 from dictlearn.analysis.importance import Importance, best_by_peak, importance, variety
 from dictlearn.analysis.survey import Survey, Surveyor
@@ -78,6 +79,7 @@ class FactorGallery(pl.Callback):
             contexts_elsewhere=whole_number(name + "contexts_elsewhere", contexts_elsewhere, 0),
             window=whole_number(name + "window", window, 0),
         )
+        self._off = False
         self._start()
 
     def _start(self) -> None:
@@ -87,12 +89,15 @@ class FactorGallery(pl.Callback):
         self._n_skipped = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check that the data can show the text of a place.
+        """Check that the data can show the text of a place; there is no page of plain vectors.
 
         Raises:
             InputError: it cannot.
         """
         data = getattr(trainer, "datamodule", None)
+        self._off = not getattr(data, "shows_text", True)
+        if self._off and stage == "fit" and trainer.is_global_zero:
+            log.info("The vectors come without a text: there is no %s.", self.path.name)
         if not (hasattr(data, "context") and hasattr(data, "decode_tokens")):
             raise InputError(
                 "callbacks.gallery needs a data module with context() and decode_tokens(); "
@@ -117,7 +122,7 @@ class FactorGallery(pl.Callback):
         Raises:
             InputError: ``validation_step`` does not return the codes.
         """
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._off:
             return
         if not isinstance(outputs, dict) or not isinstance(outputs.get("codes"), Codes):
             raise InputError(
@@ -136,7 +141,7 @@ class FactorGallery(pl.Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the page (process 0, with the codes of all processes)."""
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or self._off:
             return
         mine = Observed.join(self._parts)
         parts, skipped, n_atoms = _gather(mine, self._n_skipped, self._n_atoms)
@@ -194,7 +199,7 @@ class FactorGallery(pl.Callback):
 
 def _file_name(key: str, value: object) -> str:
     name = str(value)
-    if Path(name).name != name or not name.endswith(".html"):
+    if Path(name).name != name or not name.endswith(".html") or not name.isprintable():
         raise InputError(f"{key}={name} must be a plain file name that ends in .html.")
     return name
 
@@ -223,11 +228,10 @@ def observe(codes: Codes, batch: Any) -> Observed:
 
 def _gather(seen: Observed, skipped: int, n_atoms: int) -> tuple[list[Observed], int, int]:
     """Return the parts of all processes on process 0, in the order of the ranks."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if not distributed or torch.distributed.get_world_size() == 1:
+    world = processes.world_size()
+    if world == 1:
         return [seen], skipped, n_atoms
-    is_zero = torch.distributed.get_rank() == 0
-    everyone: list[Any] | None = [None] * torch.distributed.get_world_size() if is_zero else None
+    everyone: list[Any] | None = [None] * world if processes.rank() == 0 else None
     torch.distributed.gather_object((seen, skipped, n_atoms), everyone, dst=0)
     if everyone is None:
         return [], skipped, n_atoms

@@ -9,6 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.callbacks.duplicates import Twins, find_twins, merge_directions, usage_rank
 from dictlearn.errors import number, whole_number
 from dictlearn.hidden_states import HiddenStates
@@ -27,8 +28,8 @@ class DeadAtomRevival(pl.Callback):
     that are nearly the same the rarer one goes. The other moves to the mean of the two, weighted
     by the energy of their codes, and takes over what the optimizer knows of them; the codes it
     takes over by itself, being what inference then finds.
-    Process 0 decides for all; where several hold the dictionary together, it is whole in each of
-    them for that moment.
+    The batch is that of all processes; where several hold the dictionary together, it is whole in
+    each of them for that moment.
 
     Args:
         every_vectors: how often to look, in training vectors of all processes.
@@ -73,7 +74,8 @@ class DeadAtomRevival(pl.Callback):
         last = seen - len(batch.vectors) * pl_module.mesh.data.count
         crossed = seen // self.every_vectors > last // self.every_vectors
         if crossed and batch_idx < self.until_fraction * trainer.num_training_batches:
-            self._revive(trainer, pl_module, batch)
+            with processes.among(pl_module.mesh.data.group):
+                self._revive(trainer, pl_module, batch)
 
     @torch.no_grad()
     def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:
@@ -84,32 +86,33 @@ class DeadAtomRevival(pl.Callback):
         x, solution = learner.infer(batch, learner.sparsity(batch.layer))
         codes = solution.codes.detach()
         residual = (x - learner.dictionary.decode(codes)).detach()
-        energy = joined(codes.sum_over_rows(codes.values.square()))
-        atoms = joined(learner.dictionary.atoms)
+        energy = processes.total(joined(codes.sum_over_rows(codes.values.square())))
+        error = processes.gathered(residual.square().sum(-1))
+        atoms = joined(learner.dictionary.atoms.detach())
         twins = self._twins(atoms, energy, joined(learner.idle), dead)
         places = torch.cat([dead.nonzero().flatten(), twins.gone])
         draws = generator(self.seed, "revival", trainer.global_step)
-        rows = sample_by_error(residual, len(places), draws)
-        fresh = torch.nn.functional.normalize(residual[rows], dim=-1)
-        places = places[: len(fresh)]
+        rows = sample_by_error(error, len(places), draws)
+        places = places[: len(rows)]
         merged = torch.isin(twins.gone, places)
-        pairs = Twins(*(part[merged] for part in twins))
-        means = merge_directions(atoms.detach(), energy, pairs)
-        decided = _of_first_process(trainer, [places, fresh, *pairs, means])
-        if len(decided[0]):
-            self._replace(learner, *decided)
+        decided = [places, rows, *(part[merged] for part in twins)]
+        places, rows, *pairs = _of_first_process(trainer, decided)
+        if len(places):
+            fresh = torch.nn.functional.normalize(processes.rows_of_all(residual, rows), dim=-1)
+            means = merge_directions(atoms, energy, Twins(*pairs))
+            self._replace(learner, places, fresh, Twins(*pairs), means)
             log.info(
-                "%d dead or double atoms replaced at step %d", len(decided[0]), trainer.global_step
+                "%d dead or double atoms replaced at step %d", len(places), trainer.global_step
             )
 
     def _twins(self, atoms: Tensor, energy: Tensor, idle: Tensor, dead: Tensor) -> Twins:
-        """Return the double atoms among the living; the codes of the batch say which is rarer."""
+        """Return the double atoms among the living; the batch's energy says which is rarer."""
         if self.duplicate_cosine is None:
             none = torch.empty(0, dtype=torch.int64, device=dead.device)
             return Twins(none, none)
         living = (~dead).nonzero().flatten()
         usage = usage_rank(energy[living], idle[living])
-        kept, gone = find_twins(atoms.detach()[living], usage, self.duplicate_cosine)
+        kept, gone = find_twins(atoms[living], usage, self.duplicate_cosine)
         return Twins(living[kept], living[gone])
 
     def _replace(
@@ -117,19 +120,18 @@ class DeadAtomRevival(pl.Callback):
         learner: DictionaryLearner,
         places: Tensor,
         fresh: Tensor,
-        kept: Tensor,
-        gone: Tensor,
+        twins: Twins,
         means: Tensor,
     ) -> None:
         """Merge the double atoms, then put the fresh ones in their places."""
         optimizer = learner.optimizers(use_pl_optimizer=False)
         if hasattr(optimizer, "merge_atoms"):
-            optimizer.merge_atoms(kept, gone)
-        mine, own = learner.mesh.dictionary.own(kept, learner.dictionary.n_atoms)
+            optimizer.merge_atoms(*twins)
+        mine, own = learner.mesh.dictionary.own(twins.kept, learner.dictionary.n_atoms)
         learner.dictionary.atoms[own] = means[mine]
         learner.replace_atoms(places, fresh)
         self.revived += len(places)
-        self.merged += len(gone)
+        self.merged += len(twins.gone)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the numbers of atoms replaced so far."""
@@ -142,7 +144,7 @@ class DeadAtomRevival(pl.Callback):
 
 
 def _of_first_process(trainer: pl.Trainer, parts: list[Tensor]) -> list[Tensor]:
-    """Return the tensors of process 0, on the device of this one.
+    """Return the tensors of process 0, on the device of this one, lest unequal machines disagree.
 
     By way of the CPU: a pickled CUDA tensor would come back on the GPU of process 0.
     """
@@ -151,19 +153,18 @@ def _of_first_process(trainer: pl.Trainer, parts: list[Tensor]) -> list[Tensor]:
     return [part.to(device) for part in decided]
 
 
-def sample_by_error(residual: Tensor, n: int, draws: torch.Generator) -> Tensor:
+def sample_by_error(error: Tensor, n: int, draws: torch.Generator) -> Tensor:
     """Draw at most `n` distinct rows with probability proportional to their squared error.
 
     Args:
-        residual: `[rows, d]`.
+        error: squared error of every row, `[rows]`.
         n: how many rows are wanted.
         draws: a CPU generator.
 
     Returns:
         Row numbers, int64; fewer than `n` when fewer rows have an error above zero.
     """
-    error = residual.square().sum(-1).cpu()
     n = min(n, int((error > 0).sum()))
     if n == 0:
-        return torch.empty(0, dtype=torch.int64, device=residual.device)
-    return torch.multinomial(error, n, generator=draws).to(residual.device)
+        return torch.empty(0, dtype=torch.int64, device=error.device)
+    return torch.multinomial(error.cpu(), n, generator=draws).to(error.device)

@@ -1,28 +1,54 @@
-"""Vectors per second of training, validation not counted."""
+"""How fast training is and where its time goes, validation not counted."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
+from dictlearn.callbacks.utilisation import model_flops, multiplication_ceiling
+from dictlearn.learner import DictionaryLearner
 from dictlearn.mesh import mesh_of
+
+PHASES = ("waiting", "inference", "update")
 
 
 class Throughput(pl.Callback):
     """Measures training speed between logged steps and over the whole run.
 
-    ``train/vectors_per_second`` counts the vectors of all processes; the time of validation is
-    left out, that of extraction is in.
+    ``train/vectors_per_second`` and ``train/tokens_per_second`` count all processes; the time of
+    validation is left out, that of extraction is in. Shares of the time of this process are
+
+    - ``time/extraction``: the transformer at work, or a cache being read; in the background too;
+    - ``time/waiting``: training waits for vectors. Without a background thread that is all of the
+      extraction; what is less than the extraction went on beside training;
+    - ``time/inference``: codes are inferred; ``time/update``: the rest of the step.
+
+    ``memory/peak_mib`` is the largest memory so far: of CUDA where there is one, else resident. On
+    CUDA ``train/flop_utilisation`` is the share of the measured ceiling of this GPU
+    (`utilisation`), and phases are measured at the logged steps alone, with the device awaited.
+    A run that goes on counts on.
+
+    Args:
+        started: when the run began, by `time.perf_counter`; now if None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, started: float | None = None) -> None:
+        self._started = time.perf_counter() if started is None else started
+        self._earlier = 0.0
         self.seconds = 0.0
         self._since: float | None = None
         self._window_seconds = 0.0
         self._window_vectors = 0
         self.vectors = 0
+        self._phases = dict.fromkeys(PHASES, 0.0)
+        self._extracted = self._mark = self._inferring = 0.0
+        self._ceiling = 0.0
+        self._awaited: torch.device | None = None
 
     def _pause(self) -> None:
         if self._since is not None:
@@ -34,7 +60,38 @@ class Throughput(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        if pl_module.device.type == "cuda":
+            self._ceiling = multiplication_ceiling(pl_module.device)
+        if isinstance(pl_module, DictionaryLearner):
+            pl_module.inference.register_forward_pre_hook(self._inference_begins)
+            pl_module.inference.register_forward_hook(self._inference_ends)
+        self._extracted = _extraction_seconds(trainer)
         self._run()
+        self._mark = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Note how long the batch was waited for."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        sampled = pl_module.device.type == "cuda" and (batch_idx + 1) % every == 0
+        self._awaited = pl_module.device if sampled else None
+        self._phases["waiting"] += self._lap()
+
+    def _inference_begins(self, module: Any, given: Any) -> None:
+        if self._since is not None and module.training:
+            self._phases["update"] += self._lap()
+
+    def _inference_ends(self, module: Any, given: Any, found: Any) -> None:
+        if self._since is not None and module.training:
+            self._phases["inference"] += self._lap()
+
+    def _lap(self) -> float:
+        """Return the seconds since the last call, with the device awaited where it is sampled."""
+        if self._awaited is not None:
+            torch.cuda.synchronize(self._awaited)
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock while validation runs."""
@@ -44,6 +101,7 @@ class Throughput(pl.Callback):
         """Go on."""
         if trainer.state.fn == "fit":
             self._run()
+            self._mark = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -57,18 +115,72 @@ class Throughput(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Count the batch, and log the speed since the last logged step."""
+        """Count the batch, and log the figures since the last logged step."""
+        self._phases["update"] += self._lap()
         self.vectors += len(batch.vectors) * mesh_of(trainer).data.count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self._pause()
             self._run()
-            vectors = self.vectors - self._window_vectors
-            seconds = self.seconds - self._window_seconds
-            self._window_vectors, self._window_seconds = self.vectors, self.seconds
-            speed = vectors / max(seconds, 1e-9)
-            pl_module.log("train/vectors_per_second", speed, rank_zero_only=True)
+            pl_module.log_dict(self._window(trainer, pl_module), rank_zero_only=True)
+
+    def _window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
+        """Return the figures since the last call, and begin anew."""
+        seconds = max(self.seconds - self._window_seconds, 1e-9)
+        vectors = self.vectors - self._window_vectors
+        self._window_vectors, self._window_seconds = self.vectors, self.seconds
+        extracted, self._extracted = self._extracted, _extraction_seconds(trainer)
+        # On CUDA phases are those of one step; each is given as a share of all of them.
+        whole = max(sum(self._phases.values()), 1e-9)
+        figures = {f"time/{name}": spent / whole for name, spent in self._phases.items()}
+        self._phases = dict.fromkeys(PHASES, 0.0)
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        n_layers = len(getattr(data, "layers", (0,)))
+        figures |= {
+            "time/extraction": (self._extracted - extracted) / seconds,
+            "train/vectors_per_second": vectors / seconds,
+            "train/tokens_per_second": vectors / n_layers / seconds,
+            "memory/peak_mib": peak_memory(pl_module.device) / 2**20,
+        }
+        if self._ceiling and isinstance(pl_module, DictionaryLearner):
+            n_atoms, width = pl_module.dictionary.atoms.shape
+            flops = model_flops(width, max(data.layers), n_atoms, vectors / n_layers, vectors)
+            whole_ceiling = self._ceiling * trainer.world_size
+            figures["train/flop_utilisation"] = flops / seconds / whole_ceiling
+        return figures
 
     def vectors_per_second(self) -> float:
         """Return the mean speed of the whole run."""
         return self.vectors / max(self.seconds, 1e-9)
+
+    def total_seconds(self) -> float:
+        """Return how long the run has taken, with everything, in all processes it went on in."""
+        return self._earlier + time.perf_counter() - self._started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was counted so far."""
+        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        return {
+            "seconds": self.seconds + running,
+            "vectors": self.vectors,
+            "total": self.total_seconds(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Count on from there."""
+        self.seconds = self._window_seconds = float(state_dict["seconds"])
+        self.vectors = self._window_vectors = int(state_dict["vectors"])
+        self._earlier = float(state_dict["total"])
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the largest memory that this process has held so far, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return held if sys.platform == "darwin" else held * 1024
+
+
+def _extraction_seconds(trainer: pl.Trainer) -> float:
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    return float(getattr(data, "extraction_seconds", 0.0))

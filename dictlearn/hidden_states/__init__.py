@@ -10,12 +10,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dictlearn.hidden_states.batch import HiddenStates
+    from dictlearn.hidden_states.cache.datamodule import CachedDataModule
     from dictlearn.hidden_states.datamodule import HiddenStateDataModule
     from dictlearn.hidden_states.extraction import Extractor, Frame
-    from dictlearn.hidden_states.options import StreamOptions
+    from dictlearn.hidden_states.module import DataModule
+    from dictlearn.hidden_states.options import CachedOptions, StreamOptions
     from dictlearn.hidden_states.statistics import Normalization, Statistics
 
 __all__ = [
+    "CachedDataModule",
+    "CachedOptions",
+    "DataModule",
     "Extractor",
     "Frame",
     "HiddenStateDataModule",
@@ -26,6 +31,9 @@ __all__ = [
 ]
 
 _MODULES = {
+    "CachedDataModule": "cache.datamodule",
+    "CachedOptions": "options",
+    "DataModule": "module",
     "Extractor": "extraction",
     "Frame": "extraction",
     "HiddenStateDataModule": "datamodule",

@@ -60,6 +60,15 @@ class TokenStates(NamedTuple):
     position: Tensor
     weight: Tensor
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[TokenStates]) -> TokenStates:
+        """Return the tokens of all parts, which have the same layers, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        vectors = torch.cat([part.vectors for part in parts], dim=1)
+        of_tokens = (torch.cat(columns) for columns in zip(*(p[2:] for p in parts), strict=True))
+        return cls(vectors, parts[0].layers, *of_tokens)
+
     def select(self, rows: Tensor) -> HiddenStates:
         """Return the rows with these canonical indices, `rows: [n]` int64, as float32."""
         t = len(self.token)

@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 
-from dictlearn.errors import whole_number
 from dictlearn.hidden_states import reading
 from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
 from dictlearn.hidden_states.lanes import LanePlan
+from dictlearn.hidden_states.module import DataModule, TrainingBatches
 from dictlearn.hidden_states.options import StreamOptions
-from dictlearn.hidden_states.statistics import Normalization, Statistics, measure
+from dictlearn.hidden_states.order import PER_STEP
+from dictlearn.hidden_states.statistics import Normalization, measure
 from dictlearn.hidden_states.stream import LaneStream, Share, joined, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
 from dictlearn.hidden_states.weights import token_weights
-from dictlearn.mesh import Mesh, mesh_of
 from dictlearn.text import Blocks, TokenStore, pack, tokenize
 
 if TYPE_CHECKING:
     from dictlearn.text import TextSource
     from dictlearn.transformer import FrozenTransformer
 
-log = logging.getLogger(__name__)
 
-
-class TrainingBatches:
-    """All batches of a run, from the trainer's step on; its length is that of the whole run."""
-
-    def __init__(self, module: HiddenStateDataModule, share: Share, n_steps: int) -> None:
-        self._module, self._share, self._n_steps = module, share, n_steps
-
-    def __len__(self) -> int:
-        return self._n_steps
-
-    def __iter__(self) -> Iterator[HiddenStates]:
-        return self._module.iterate(self._share, self._n_steps)
-
-    def state_dict(self) -> dict[str, object]:
-        """Return nothing: the trainer's step is the whole state of the stream."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, object]) -> None:
-        """Take nothing; that this exists tells Lightning that the stream goes on exactly."""
-
-
-class HiddenStateDataModule(pl.LightningDataModule):
+class HiddenStateDataModule(DataModule):
     """Hidden states of a text, mixed over documents and layers, in an order fixed by the seed.
 
     Args:
@@ -68,6 +43,7 @@ class HiddenStateDataModule(pl.LightningDataModule):
         layers: tapped indices of `hidden_states`.
         hidden_size: width of a vector.
         store: the tokenised text (after `setup`, like all that follow).
+        token_counts: how often every token id becomes a training vector of a layer, `[V]`.
         n_train_tokens: tokens of text to train on.
         n_validation_tokens: held-out tokens of text.
         statistics: means, norms and scales of the layers.
@@ -77,9 +53,9 @@ class HiddenStateDataModule(pl.LightningDataModule):
         InputError: an argument is not allowed; later, the text and the options do not fit.
     """
 
-    store: TokenStore
-    statistics: Statistics
-    normalization: Normalization
+    transformer: FrozenTransformer
+    text: TextSource
+    options: StreamOptions
     n_train_tokens: int
     n_validation_tokens: int
 
@@ -92,15 +68,10 @@ class HiddenStateDataModule(pl.LightningDataModule):
         seed: int = 0,
         data_dir: str | Path = "data",
     ) -> None:
-        super().__init__()
-        self.transformer, self.text = transformer, text
-        self.options = StreamOptions() if options is None else options
-        self.max_vectors = whole_number("max_vectors", max_vectors)
-        self.seed, self.data_dir = seed, Path(data_dir)
+        super().__init__(StreamOptions() if options is None else options, max_vectors, seed)
+        self.transformer, self.text, self.data_dir = transformer, text, Path(data_dir)
         self.layers = transformer.resolve_layers(self.options.layers)
         self.hidden_size = transformer.hidden_size
-        self._device: torch.device | None = None
-        self._iterators: list[Generator[HiddenStates, None, None]] = []
 
     def prepare_data(self) -> None:
         """Tokenise the text; Lightning calls this in one process, before the others' `setup`."""
@@ -112,13 +83,10 @@ class HiddenStateDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Split the text, load the transformer on this process's device, measure the statistics."""
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        device = self._root_device()
         if self._device == device:
             return
-        frame = Frame.of(self.transformer, self.options)
-        self.store = self._tokenize()
-        self.transformer.load(device)
-        self._split(frame, device)
+        self.open_text(device)
         options, kind = self.options, self.options.normalization
         rows = self._rows(self._train)
         self._plan = LanePlan(rows, options.lanes, options.sequences_per_block, self.seed)
@@ -126,6 +94,18 @@ class HiddenStateDataModule(pl.LightningDataModule):
         mean, scale = self.statistics.mean, self.statistics.scale
         self.normalization = Normalization(kind, self.layers, mean, scale)
         self._device = device
+
+    def open_text(self, device: torch.device) -> tuple[Extractor, Extractor]:
+        """Split the text and load the transformer on a device.
+
+        Returns:
+            What makes the hidden states of all training blocks, and of all held-out blocks.
+        """
+        frame = Frame.of(self.transformer, self.options)
+        self.store = self._tokenize()
+        self.transformer.load(device)
+        self._split(frame, device)
+        return self._train, self._validation
 
     def _split(self, frame: Frame, device: torch.device) -> None:
         """Cut training and held-out documents into token blocks, apart from each other."""
@@ -142,10 +122,11 @@ class HiddenStateDataModule(pl.LightningDataModule):
         counts = store.counts(~held_out, self.transformer.vocabulary_size)
         for token in (*frame.before, *frame.after) if frame.keep else ():
             counts[token] += len(train.start)  # a kept special token is there once per block
+        self.token_counts = counts
         weights = token_weights(counts, options.token_weight_exponent, options.normalize_weights)
+        common = (self.layers, frame, weights, device, options.max_non_finite)
         self._train, self._validation = (
-            Extractor(self.transformer, store, blocks, self.layers, frame, weights, device)
-            for blocks in (train, validation)
+            Extractor(self.transformer, store, blocks, *common) for blocks in (train, validation)
         )
 
     def _pack(self, documents: NDArray[np.bool_], shortest: int) -> Blocks:
@@ -188,10 +169,6 @@ class HiddenStateDataModule(pl.LightningDataModule):
         )
         return TrainingBatches(self, share, n_steps)
 
-    def n_steps(self, world: int) -> int:
-        """Return the number of training steps of `world` processes."""
-        return math.ceil(self.max_vectors / (self.options.batch_size * world))
-
     def sample(self, n: int) -> HiddenStates:
         """Return at least `n` training vectors if there are, the same on every process.
 
@@ -208,9 +185,8 @@ class HiddenStateDataModule(pl.LightningDataModule):
 
     def iterate(self, share: Share, n_steps: int) -> Iterator[HiddenStates]:
         """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""
-        first = 0 if self.trainer is None else self.trainer.global_step
         together = self._mesh().dictionary
-        made = share.split(together)
+        made, first = share.split(together), self._first_step()
         stream = LaneStream(self._plan, self._train, made, first, n_steps, self._prefetch())
         batches = iter(stream)
         self._iterators.append(batches if made == share else joined(batches, made, together))
@@ -221,48 +197,54 @@ class HiddenStateDataModule(pl.LightningDataModule):
         rank, world = self._rank_and_world()
         options, rows = self.options, self._rows(self._validation)
         numbers = choose_blocks(rows, options.validation_vectors, options.lanes, world, self.seed)
+        self.n_validation_vectors = int(rows[numbers].sum())
         if not len(numbers):
             return []
         return ValidationBatches(self._validation, numbers, rank, world, options.batch_size)
 
-    def tokens_seen(self, step: int) -> int:
-        """Return how many tokens (vectors by layers) all processes have seen after `step` steps."""
-        _, world = self._rank_and_world()
-        return step * self.options.batch_size * world // len(self.layers)
+    def about(self) -> dict[str, Any]:
+        """Return the transformer as it describes itself, and how the text was cut."""
+        return {
+            "transformer": self.transformer.describe(),
+            "text": {
+                "source": self.text.name,
+                "block_length": self.options.block_length,
+                "special_tokens": self.options.special_tokens,
+            },
+        }
 
-    def context(self, document: int, position: int, before: int, after: int) -> reading.Context:
-        """Return the token ids around a token of a document, and where among them it is."""
-        return reading.context(self.store, document, position, before, after)
+    def state_dict(self) -> dict[str, object]:
+        """Return what the order of the data depends on; the place in it is the trainer's step."""
+        options, (_, world) = self.options, self._rank_and_world()
+        return {
+            "seed": self.seed,
+            "text": self.text.fingerprint(),
+            "training_vectors": int(self._plan.rows.sum()),
+            "hidden_states.layers": list(self.layers),
+            "hidden_states.block_length": options.block_length,
+            "hidden_states.lanes": options.lanes,
+            "hidden_states.sequences_per_block": options.sequences_per_block,
+            PER_STEP: options.batch_size * world,
+        }
+
+    @property
+    def extraction_seconds(self) -> float:
+        """Seconds that this process has spent on making training vectors."""
+        return self._train.seconds
+
+    @property
+    def n_non_finite(self) -> int:
+        """Tokens that this process left out because a hidden state of theirs is not finite."""
+        return len(self._train.non_finite) + len(self._validation.non_finite)
 
     def decode_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return every token as it reads within a sentence."""
         return reading.decode_tokens(self.transformer.tokenizer, ids)
 
-    def teardown(self, stage: str | None = None) -> None:
-        """End the background threads."""
-        while self._iterators:
-            self._iterators.pop().close()
-
-    def on_exception(self, exception: BaseException) -> None:
-        """End the background threads."""
-        self.teardown()
-
     def _rows(self, extractor: Extractor) -> Integers:
         return extractor.n_tokens(np.arange(len(extractor.blocks.start))) * len(self.layers)
 
     def _prefetch(self) -> bool:
-        if self.options.prefetch != "auto":
-            return bool(self.options.prefetch)
         # Two CPU cores train 5 % faster without the thread: it takes what training would use.
-        return self._device is not None and self._device.type == "cuda"
-
-    def _rank_and_world(self) -> tuple[int, int]:
-        data = self._mesh().data
-        return data.rank, data.count
-
-    def _mesh(self) -> Mesh:
-        return Mesh() if self.trainer is None else mesh_of(self.trainer)
-
-    def _say(self, sentence: str) -> None:
-        if self.trainer is None or self.trainer.is_global_zero:
-            log.info(sentence)
+        on_gpu = self._device is not None and self._device.type == "cuda"
+        return on_gpu if self.options.prefetch == "auto" else bool(self.options.prefetch)

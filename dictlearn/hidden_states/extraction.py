@@ -8,6 +8,8 @@ Legend: L tapped layers, b sequences, w width of a sequence with special tokens,
 
 from __future__ import annotations
 
+import logging
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from dictlearn.hidden_states.options import StreamOptions
     from dictlearn.text import Blocks, TokenStore
     from dictlearn.transformer import FrozenTransformer
+
+log = logging.getLogger(__name__)
 
 Integers = NDArray[np.int64]
 SEQUENCES_PER_FORWARD = 32
@@ -112,6 +116,11 @@ class Extractor:
         frame: input shape and special tokens.
         weights: weight of every token id, float32 `[V]`; None = all 1.
         device: where the hidden states live.
+        most_non_finite: tokens whose hidden states may be not finite.
+
+    Attributes:
+        seconds: spent on making hidden states so far.
+        non_finite: `(document, position)` of the tokens that were not finite.
 
     Raises:
         InputError: the sequences are longer than the transformer takes.
@@ -126,8 +135,12 @@ class Extractor:
         frame: Frame,
         weights: Tensor | None = None,
         device: torch.device | str = "cpu",
+        most_non_finite: int = 0,
     ) -> None:
         frame.check(transformer)
+        self.most_non_finite = most_non_finite
+        self.seconds = 0.0
+        self.non_finite: set[tuple[int, int]] = set()
         self.transformer, self.store, self.blocks = transformer, store, blocks
         self.layers, self.frame, self.device = layers, frame, torch.device(device)
         ones = torch.ones(transformer.vocabulary_size)
@@ -141,6 +154,9 @@ class Extractor:
         """
         return self.extract(numbers).rows()
 
+    def __len__(self) -> int:
+        return len(self.blocks.start)
+
     def n_tokens(self, numbers: Integers) -> Integers:
         """Return how many tokens of each of these blocks become vectors, `[b]`."""
         return self.frame.vectors_per_block(self.blocks.length[numbers])
@@ -148,22 +164,23 @@ class Extractor:
     def extract(self, numbers: Integers) -> TokenStates:
         """Return the hidden states of the blocks `numbers: [b]`, padding left out.
 
+        A token with a hidden state that is not finite is named in the log and has no weight; its
+        place is taken by its neighbour, so that nothing that follows meets a NaN.
+
         Raises:
-            InputError: a hidden state is not finite, or a token id is beyond the vocabulary.
+            InputError: there are too many such tokens, or a token id is beyond the vocabulary.
         """
+        began = time.perf_counter()
         layout = self._layout(numbers)
         special = layout.special[layout.kept]
         document, position = self.store.locate(layout.source[layout.kept])
         position = np.where(special, -1, position)
         token = self._tensor(layout.ids[layout.kept])
-        return TokenStates(
-            self._forward(layout, document, position),
-            torch.tensor(self.layers, device=self.device),
-            token,
-            self._tensor(document),
-            self._tensor(position),
-            self._weights[token],
-        )
+        vectors, sound = self._forward(layout, document, position)
+        layers = torch.tensor(self.layers, device=self.device)
+        places = (self._tensor(document), self._tensor(position))
+        self.seconds += time.perf_counter() - began
+        return TokenStates(vectors, layers, token, *places, self._weights[token] * sound)
 
     def _layout(self, numbers: Integers) -> _Layout:
         """Place the blocks `numbers: [b]` into rows of equal width."""
@@ -181,10 +198,17 @@ class Extractor:
         kept = real if self.frame.keep else in_text
         return _Layout(ids, real, kept, source, real & ~in_text)
 
-    def _forward(self, layout: _Layout, document: Integers, position: Integers) -> Tensor:
-        """Run the transformer over the layout, `frame.sequences` at a time, `[L, t, d]`."""
+    def _forward(
+        self, layout: _Layout, document: Integers, position: Integers
+    ) -> tuple[Tensor, Tensor]:
+        """Run the transformer over the layout, `frame.sequences` at a time.
+
+        Returns:
+            The hidden states `[L, t, d]`, and whether those of every token are finite, `[t]`.
+        """
         n, size = len(layout.ids), self.frame.sequences
         vectors = torch.empty(0)
+        sound = torch.ones(len(document), dtype=torch.bool, device=self.device)
         done = 0
         for first in range(0, n, size):
             kept = layout.kept[first : first + size]
@@ -193,10 +217,10 @@ class Extractor:
                 vectors = rows.new_empty(len(rows), len(document), rows.shape[-1])
                 self.item_size = vectors.element_size()
             last = done + rows.shape[1]
-            self._check_finite(rows, document[done:last], position[done:last])
-            vectors[:, done:last] = rows
+            here = slice(done, last)
+            vectors[:, here], sound[here] = self._finite(rows, document[here], position[here])
             done = last
-        return vectors
+        return vectors, sound
 
     def _chunk(self, layout: _Layout, first: int) -> Tensor:
         """Return the hidden states of one forward pass of fixed shape, `[L, b * w, d]`."""
@@ -210,16 +234,36 @@ class Extractor:
         )
         return hidden.to(self.device).flatten(1, 2)
 
-    def _check_finite(self, rows: Tensor, document: Integers, position: Integers) -> None:
-        """Refuse non-finite rows `[L, t, d]`; a row's sum shows them at a fraction of the cost."""
+    def _finite(
+        self, rows: Tensor, document: Integers, position: Integers
+    ) -> tuple[Tensor, Tensor]:
+        """Return rows `[L, t, d]` with neighbours in the place of tokens that are not finite, and
+        which tokens are, `[t]`. A row's sum shows it at a fraction of the cost.
+        """  # noqa: D205
         finite = rows.sum(-1, dtype=torch.float32).isfinite()
-        if not bool(finite.all()):
-            layer, at = (int(i) for i in (~finite).nonzero()[0])
+        sound = finite.all(0)
+        if bool(sound.all()):
+            return rows, sound
+        layer, at = (int(i) for i in (~finite).nonzero()[0])
+        named = (
+            f"hidden_states[{self.layers[layer]}] of {self.transformer.name} is not finite in"
+            f" document '{self.store.document_ids[document[at]]}' at token {position[at]}"
+        )
+        wrong = (~sound).nonzero().flatten().cpu().numpy()
+        new = {(int(document[i]), int(position[i])) for i in wrong} - self.non_finite
+        self.non_finite |= new
+        if not bool(sound.any()) or len(self.non_finite) > self.most_non_finite:
             raise InputError(
-                f"hidden_states[{self.layers[layer]}] of {self.transformer.name} is not finite in"
-                f" document '{self.store.document_ids[document[at]]}' at token {position[at]}:"
-                " set transformer.dtype=float32, or leave this document or layer out."
+                f"{named}; with it {len(self.non_finite)} tokens are not"
+                f" (hidden_states.max_non_finite={self.most_non_finite}): set"
+                " transformer.dtype=float32, or leave this document or layer out."
             )
+        if new:
+            log.warning("%s: left out, the %d. token so far.", named, len(self.non_finite))
+        order = torch.arange(len(sound), device=rows.device)
+        before = torch.where(sound, order, -1).cummax(0).values
+        first = sound.to(torch.int8).argmax()
+        return rows.index_select(1, torch.where(before < 0, first, before)), sound
 
     def _tensor(self, values: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)

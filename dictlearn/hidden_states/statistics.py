@@ -32,6 +32,48 @@ class Statistics(NamedTuple):
     scale: Tensor
 
 
+class Sums(NamedTuple):
+    """Sums over tokens, from which the statistics follow; those of parts of a text add up.
+
+    Attributes:
+        n: number of tokens, int64.
+        total: of the vectors, float64 `[L, d]`.
+        norms: of their Euclidean norms, float64 `[L]`.
+        squares: of their squared norms, float64 `[L]`.
+    """
+
+    n: Tensor
+    total: Tensor
+    norms: Tensor
+    squares: Tensor
+
+    @classmethod
+    def none(cls, n_layers: int, width: int) -> Sums:
+        """Return the sums over no token."""
+        zeros = torch.zeros(n_layers, width, dtype=torch.float64)
+        return cls(torch.tensor(0), zeros, zeros.sum(1), zeros.sum(1))
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Sums:
+        """Return the sums over `vectors: [L, t, d]`."""
+        norm = vectors.norm(dim=-1, dtype=torch.float32).double()
+        total = vectors.sum(1, dtype=torch.float64).cpu()
+        n = torch.tensor(vectors.shape[1])
+        return cls(n, total, norm.sum(1).cpu(), norm.square().sum(1).cpu())
+
+    def plus(self, other: Sums) -> Sums:
+        """Return the sums over the tokens of both."""
+        return Sums(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def statistics(self, kind: str) -> Statistics:
+        """Return mean, norm and scale for a kind of normalisation."""
+        mean, square = self.total / self.n, self.squares / self.n
+        if kind.startswith("center"):
+            square = square - mean.square().sum(-1)
+        norm, scale = (self.norms / self.n).float(), square.clamp_min(0).sqrt().float()
+        return Statistics(mean.float(), norm, scale)
+
+
 def measure(extractor: Extractor, order: Integers, n_tokens: int, kind: str) -> Statistics:
     """Measure the statistics on the first token blocks of `order`, in float64.
 
@@ -41,21 +83,13 @@ def measure(extractor: Extractor, order: Integers, n_tokens: int, kind: str) -> 
         n_tokens: tokens to read, at least.
         kind: kind of the normalisation, which says whether `scale` is of centred vectors.
     """
-    n, size = 0, extractor.frame.sequences
-    total = norms = squares = torch.zeros((), dtype=torch.float64)
-    for first in range(0, len(order), size):
-        vectors = extractor.extract(order[first : first + size]).vectors
-        norm = vectors.norm(dim=-1, dtype=torch.float32).double()
-        total = total + vectors.sum(1, dtype=torch.float64).cpu()
-        norms = norms + norm.sum(1).cpu()
-        squares = squares + norm.square().sum(1).cpu()
-        n += vectors.shape[1]
-        if n >= n_tokens:
+    size = extractor.frame.sequences
+    sums = Sums.of(extractor.extract(order[:size]).vectors)
+    for first in range(size, len(order), size):
+        if int(sums.n) >= n_tokens:
             break
-    mean, square = total / n, squares / n
-    if kind.startswith("center"):
-        square = square - mean.square().sum(-1)
-    return Statistics(mean.float(), (norms / n).float(), square.clamp_min(0).sqrt().float())
+        sums = sums.plus(Sums.of(extractor.extract(order[first : first + size]).vectors))
+    return sums.statistics(kind)
 
 
 class Normalization(nn.Module):

@@ -32,6 +32,9 @@ class Share(NamedTuple):
     def of(cls, rank: int, world: int, lanes: int, batch_size: int) -> Share:
         """Return the share of process `rank` of `world`; `batch_size` is per process.
 
+        Lanes that follow each other: the batches of the processes, one after the other, are the
+        batch of one process row by row.
+
         Raises:
             InputError: lanes or rows cannot be shared out evenly.
         """
@@ -40,16 +43,16 @@ class Share(NamedTuple):
                 f"{world} processes cannot share hidden_states.lanes={lanes} evenly: set"
                 f" hidden_states.lanes to a multiple of {world}."
             )
-        rows, rest = divmod(batch_size * world, lanes)
+        per_process = lanes // world
+        rows, rest = divmod(batch_size, per_process)
         if rest:
-            per_process = lanes // world
             fitting = max(batch_size // per_process, 1) * per_process
             raise InputError(
                 f"hidden_states.batch_size={batch_size} must be a multiple of the {per_process}"
                 f" lanes of a process (hidden_states.lanes={lanes}, processes={world}):"
                 f" set hidden_states.batch_size={fitting}."
             )
-        return cls(range(rank, lanes, world), rows)
+        return cls(range(rank * per_process, (rank + 1) * per_process), rows)
 
     def split(self, others: Processes) -> Share:
         """Return what this process makes of it, where others take the same rows.

@@ -4,14 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from dictlearn.errors import InputError
-from dictlearn.hidden_states.batch import HiddenStates
-from dictlearn.hidden_states.extraction import Extractor, Integers
+from dictlearn.hidden_states.batch import HiddenStates, TokenStates
+from dictlearn.hidden_states.extraction import Frame, Integers
 from dictlearn.seeding import generator
+
+
+class BlockStates(Protocol):
+    """Hidden states of token blocks, found by number: made by a transformer, or stored."""
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Tapped indices of `hidden_states`."""
+        ...
+
+    @property
+    def frame(self) -> Frame:
+        """How many blocks are best asked for at once."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of blocks."""
+        ...
+
+    def n_tokens(self, numbers: Integers) -> Integers:
+        """Return how many tokens of each of these blocks are vectors, `[b]`."""
+        ...
+
+    def extract(self, numbers: Integers) -> TokenStates:
+        """Return the hidden states of the blocks `numbers: [b]`, one block after the other."""
+        ...
 
 
 def choose_blocks(rows: Integers, at_most: int, lanes: int, world: int, seed: int) -> Integers:
@@ -45,6 +72,14 @@ def choose_blocks(rows: Integers, at_most: int, lanes: int, world: int, seed: in
     return np.sort(order[:n])
 
 
+def spread_sample(states: HiddenStates, one_in: int) -> torch.Tensor:
+    """Return about one in so many rows as a mask `[n]`, spread over tokens and layers.
+
+    Whether a row is chosen depends on where it comes from only.
+    """
+    return (states.document + states.position + states.layer) % one_in == 0
+
+
 class ValidationBatches:
     """Unshuffled batches of whole token blocks, about `batch_size` rows each.
 
@@ -57,7 +92,7 @@ class ValidationBatches:
     """
 
     def __init__(
-        self, extractor: Extractor, numbers: Integers, rank: int, world: int, batch_size: int
+        self, extractor: BlockStates, numbers: Integers, rank: int, world: int, batch_size: int
     ) -> None:
         self.extractor, self.numbers = extractor, numbers[rank::world]
         rows = int(extractor.n_tokens(numbers).sum()) * len(extractor.layers)

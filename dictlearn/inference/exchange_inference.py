@@ -12,10 +12,9 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, choice, number, whole_number
 from dictlearn.inference.exchange import MOST, STARTS, exchange_pursuit, price_for_exchange
-from dictlearn.inference.price import Price, over_processes
+from dictlearn.inference.price import Price, over_processes, sample_of_all
 from dictlearn.inference.pursuit_inference import Pursuit
 from dictlearn.prox import BatchTopK, Prox
-from dictlearn.seeding import generator
 
 SAMPLE = 512
 """Rows by which training finds its first price; from there on it is steered."""
@@ -101,8 +100,7 @@ class ExchangePursuit(Pursuit):
         return self._pursue(x, atoms, k, initial, price or 0.0)
 
     def _first_price(self, x: Tensor, atoms: Tensor, k: int) -> float:
-        drawn = torch.randperm(len(x), generator=generator(0, "inference.price"))[:SAMPLE]
-        some = x[drawn.to(x.device)]
+        some = sample_of_all(x, SAMPLE)
         try:
             return price_for_exchange(some, atoms, k, engine=self.engine)
         except InputError:  # fewer codes are of use, whatever they cost: no reason to end a run

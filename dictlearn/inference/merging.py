@@ -6,8 +6,10 @@ Legend: n rows, p places of codes.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
+from torch.distributed import ProcessGroup
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.kernels import top_indices
 from dictlearn.mesh import Processes
@@ -45,23 +47,34 @@ def among_largest(values: Tensor, k: int, shards: Processes) -> Tensor:
     return kept[:, shards.place(everyone.shape[1])]
 
 
-def top_of_batch(codes: Codes, count: int, shards: Processes) -> Codes:
-    """Keep the `count` largest positive codes of all shards, of which each has its own largest."""
+def top_of_batch(codes: Codes, share: int, shards: Processes) -> Codes:
+    """Keep the largest positive codes of the batch, over all shards and all rows.
+
+    Args:
+        codes: over the atoms of this process, those that may be among them.
+        share: how many the rows of this process add to their number.
+        shards: the processes that hold the atoms together.
+    """
     if shards.alone:
         return codes
-    values = codes.values.detach()
-    least = smallest_of(values, count, shards)
-    return packed(codes, (values >= least) & (values > 0))
+    mine = _counted_once(share, shards)
+    return packed(codes, processes.among_largest(codes.values.detach(), *mine))
 
 
 @torch.no_grad()
-def smallest_of(values: Tensor, count: int, shards: Processes) -> Tensor:
-    """Return the `count`-th largest number of all shards, or `-inf` if there are fewer."""
-    mine = values.detach().flatten()
-    if shards.alone:
-        return mine.kthvalue(len(mine) - count + 1).values
-    top = mine.new_full((count,), -torch.inf)
-    best = mine.topk(min(count, len(mine)), sorted=False).values
-    top[: len(best)] = best
-    everyone = shards.joined(top)
-    return everyone.kthvalue(len(everyone) - count + 1).values
+def kth_largest(values: Tensor, share: int, shards: Processes) -> Tensor:
+    """Return the k-th largest value of a batch over all shards, 0-dimensional.
+
+    Of several processes k is the sum of the shares of those with rows of their own; then it is 0
+    if fewer values are positive.
+    """
+    if not shards.alone:
+        return processes.kth_largest(values, *_counted_once(share, shards)).value
+    if processes.world_size() > 1:
+        return processes.kth_largest(values, share).value
+    return values.flatten().kthvalue(values.numel() - share + 1).values
+
+
+def _counted_once(share: int, shards: Processes) -> tuple[int, ProcessGroup | None]:
+    """Return the share of this process among all of the run: rows count in the first shard."""
+    return share if shards.rank == 0 else 0, distributed.group.WORLD

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dictlearn import processes
 from dictlearn.errors import InputError, number
+from dictlearn.seeding import generator
 
 GAIN = 0.1
 """Largest change of log lambda in a step, of exact codes, which answer to it at once. L0 falls
@@ -107,10 +109,23 @@ def _next(
 
 
 @torch.no_grad()
+def sample_of_all(x: Tensor, most: int) -> Tensor:
+    """Return at most so many rows of a batch, the same on all processes that share it.
+
+    Args:
+        x: `[n, d]`, the rows of this process.
+        most: all rows are returned if there are no more, else so many at random.
+    """
+    n = len(x) * processes.world_size()
+    drawn = torch.arange(n)
+    if n > most:
+        drawn = torch.randperm(n, generator=generator(0, "inference.price"))[:most]
+    return processes.rows_of_all(x, drawn.to(x.device))
+
+
 def over_processes(price: float, device: torch.device) -> Tensor:
-    """Return the geometric mean of the prices that the processes found, 0-dimensional."""
-    log_price = torch.tensor(price, device=device).log()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(log_price)
-        log_price /= torch.distributed.get_world_size()
-    return log_price.exp()
+    """Return the price that all processes found on the same rows, 0-dimensional.
+
+    The mean of its logarithms: on unequal machines it may differ in the last bits.
+    """
+    return processes.mean(torch.tensor(price, device=device).log()).exp()

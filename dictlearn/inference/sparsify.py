@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
 from dictlearn.inference.layers import Layer, Pairs
-from dictlearn.inference.merging import packed, smallest_of, top_of_batch, top_of_rows
+from dictlearn.inference.merging import kth_largest, packed, top_of_batch, top_of_rows
 from dictlearn.kernels import (
     batch_topk_layer,
     restricted_layer,
@@ -33,20 +34,11 @@ GAIN = 5.0
 Taken as they are they would need thousands of steps to find their place."""
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of a tensor over the processes of a distributed run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value /= torch.distributed.get_world_size()
-    return value
-
-
 class Cut(nn.Module):
     """The running mean over training steps of the smallest code that a batch kept.
 
-    Of several processes each shares its own batch out; the cut is the mean of theirs, and the
-    same in all. What exceeds it is kept at use, so that a row's codes depend on that row alone.
+    Several processes share one batch out, and the cut is the same in all. What exceeds it is kept
+    at use, so that a row's codes depend on that row alone.
     """
 
     value: Tensor
@@ -68,8 +60,9 @@ class Cut(nn.Module):
     def observe(self, codes: Codes, shards: Processes = ALONE) -> None:
         """Take the codes of a training step in, over the atoms of this process."""
         positive = codes.values > 0
-        smallest = shards.smallest(torch.where(positive, codes.values, torch.inf).amin())
-        smallest = mean_over_processes(torch.where(smallest.isfinite(), smallest, 0.0))
+        own = torch.where(positive, codes.values, torch.inf).amin()
+        smallest = shards.smallest(processes.smallest(own))
+        smallest = torch.where(smallest.isfinite(), smallest, 0.0)
         mean = MEMORY * self.value + (1 - MEMORY) * smallest
         self.value.copy_(torch.where(self.value.isfinite(), mean, smallest))
 
@@ -109,10 +102,11 @@ class Jumps(nn.Module):
             return
         self._fitted[t] = True  # the device is asked once
         if not self.fitted[t]:
-            above = max(1, min(round(len(scores) * k), scores.numel() * shards.count))
-            cut = smallest_of(scores, above, shards)
-            tiny = torch.finfo(scores.dtype).tiny
-            self.scales[t] = mean_over_processes(cut.clamp_min(tiny))
+            first = processes.rank() * len(scores)
+            above = round((first + len(scores)) * k) - round(first * k)
+            above = max(1, min(above, scores.numel() * shards.count))
+            cut = kth_largest(scores, above, shards)
+            self.scales[t] = cut.clamp_min(torch.finfo(scores.dtype).tiny)
             self.fitted[t] = True
 
     def threshold(self, t: int) -> Tensor:
@@ -213,8 +207,7 @@ class Counting:
         values = codes.values.detach()
         if not self.training:
             return packed(codes, values > self.cut.value)
-        n = values.numel()
-        least = values.flatten().kthvalue(n - min(n, self.k * len(values)) + 1).values
+        least = kth_largest(values, min(values.numel(), self.k * len(values)), self.shards)
         kept = packed(codes, (values >= least) & (values > 0))
         self.cut.observe(kept)
         return kept

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.kernels.layers import activations
 from dictlearn.kernels.selection import sortable
 from dictlearn.kernels.sheets import Layer, sheets
@@ -44,7 +45,7 @@ def batch_top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     floor = _guess(sample, k)
     places = _reaching(scores, _positive(floor, scores))
     while floor > 0 and len(places) < n * k:
-        floor = _lower(floor, sample)
+        floor = _lower(floor, float(sample.max()))
         places = _reaching(scores, _positive(floor, scores))
     return padded(*_largest(scores.view(-1)[places], places, n * k), (n, scores.shape[1]))
 
@@ -99,22 +100,27 @@ def padded(values: Tensor, places: Tensor, shape: tuple[int, int]) -> tuple[Tens
 
 
 def choose_batch(layer: Layer, k: int, fast: bool) -> tuple[Tensor, Tensor]:
-    """Keep the `n k` largest of the batch.
+    """Keep the `n k` largest of the batch, which may be shared out over processes.
 
     A sample of rows tells roughly where the smallest of them lies; what reaches that floor is
-    collected while the sheets pass by. If the guess was too high they pass once more.
+    collected while the sheets pass by. If the guess was too high they pass once more. Processes
+    have one floor, the lowest of their guesses, and so pass equally often.
     """
     n, m = len(layer.residual), layer.n_atoms
     wanted = int((1.05 if fast else 1.0) * n * k)
     sample = torch.cat([scores for _, scores in sheets(layer.rows(_spaced(n)), fast)])
-    floor = _guess(sample, k)
+    guesses = torch.tensor([_guess(sample, k), -float(sample.max())], dtype=torch.float64)
+    floor, top = processes.smallest(guesses).tolist()
     places = torch.empty(0, dtype=torch.int64)
-    while floor > 0 and len(places) < wanted:
+    while floor > 0 and _are_fewer(places, wanted):
         places = _collected(layer, fast, torch.full((n, 1), floor))
-        floor = _lower(floor, sample)
-    if len(places) < wanted:
+        floor = _lower(floor, -top)
+    if _are_fewer(places, wanted):
         places = _collected(layer, fast, _rounding(layer, fast))
     values = activations(layer, _as_places(places, n, m))
+    if processes.world_size() > 1:
+        kept = processes.among_largest(values, n * k)
+        return padded(values[kept], places[kept], (n, m))
     return padded(*_largest(values, places, n * k), (n, m))
 
 
@@ -150,9 +156,15 @@ def _guess(sample: Tensor, k: int) -> float:
     return max(0.0, float(np.partition(flat, len(flat) - rank)[len(flat) - rank]))
 
 
-def _lower(floor: float, sample: Tensor) -> float:
-    """Return the next floor to try: half as high, and soon 0."""
-    return floor / 2 if floor > 0.05 * float(sample.max()) else 0.0
+def _lower(floor: float, top: float) -> float:
+    """Return the next floor to try: half as high, and soon 0; `top` is the largest score."""
+    return floor / 2 if floor > 0.05 * top else 0.0
+
+
+def _are_fewer(places: Tensor, wanted: int) -> bool:
+    """Return whether all processes together have fewer places than they want."""
+    there, needed = processes.total(torch.tensor([len(places), wanted])).tolist()
+    return bool(there < needed)
 
 
 def _collected(layer: Layer, fast: bool, least: Tensor) -> Tensor:

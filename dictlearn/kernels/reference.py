@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.kernels.selection import top_indices
 
 
@@ -55,8 +56,13 @@ def batch_topk_layer(
     k: int,
     previous: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Return dense codes `[n, m]`: of the rectified scores the `n k` largest; see `topk_layer`."""
+    """Return dense codes `[n, m]`: of the rectified scores the `n k` largest; see `topk_layer`.
+
+    Of several processes, those of the batch that they share.
+    """
     scores = torch.relu(_scores(residual, weight, threshold, previous))
+    if processes.world_size() > 1:
+        return torch.where(processes.among_largest(scores, len(scores) * k), scores, 0.0)
     chosen = scores.view(-1).topk(min(scores.numel(), len(scores) * k), sorted=False).indices
     kept = torch.zeros_like(scores, dtype=torch.bool).view(-1).index_fill_(0, chosen, True)
     return torch.where(kept.view_as(scores), scores, 0.0)

@@ -44,6 +44,17 @@ class CsvHistory:
             with self.path.open("a", encoding="utf-8", newline="") as file:
                 file.write(self._lines([row], header=False))
 
+    def keep(self, n_rows: int) -> None:
+        """Drop all but the first `n_rows` rows, and the columns that only the others have."""
+        rows = self._rows()[:n_rows]
+        filled = [key for key in self.columns if any(row[key] for row in rows)]
+        self.columns = filled or [STEP]
+        kept = [{key: row[key] for key in self.columns} for row in rows]
+        write_text(self.path, self._lines(kept, header=True))
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
     def _lines(self, rows: Iterable[Mapping[str, object]], header: bool) -> str:
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns, lineterminator="\n")
@@ -71,12 +82,16 @@ class CsvLogger(Logger):
 
     Args:
         save_dir: the run directory.
+
+    Attributes:
+        n_rows: rows written so far, in this process and in those that it goes on from.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
         self._folder = Path(save_dir)
         self._history: CsvHistory | None = None
+        self.n_rows = 0
 
     @property
     def name(self) -> str:
@@ -101,11 +116,23 @@ class CsvLogger(Logger):
             metrics: numbers or tensors of one element, by name.
             step: of the optimizer.
         """
+        values = {key: v.item() if isinstance(v, Tensor) else v for key, v in metrics.items()}
+        self._table().append({STEP: step, **values})
+        self.n_rows += 1
+
+    @rank_zero_only
+    def rewind(self, n_rows: int) -> None:
+        """Go back to the first `n_rows` rows: the run goes on from when it had written these."""
+        table = self._table()
+        if len(table) > n_rows:
+            table.keep(n_rows)
+        self.n_rows = len(table)
+
+    def _table(self) -> CsvHistory:
         if self._history is None:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._history = CsvHistory(self._folder / "metrics.csv")
-        values = {key: v.item() if isinstance(v, Tensor) else v for key, v in metrics.items()}
-        self._history.append({STEP: step, **values})
+        return self._history
 
     @rank_zero_only
     def log_hyperparams(

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
+from dictlearn.loggers.csv import CsvLogger
 from dictlearn.loggers.weights_and_biases import WandbRunLogger
 
 LOWEST_DECADE = -7
@@ -81,6 +82,18 @@ def finish_loggers(loggers: Iterable[Logger], failed: bool = False) -> None:
     """
     for logger in _wandb(loggers):
         logger.finish(failed)
+
+
+def history_rows(loggers: Iterable[Logger]) -> list[int]:
+    """Return how many rows every local history has."""
+    return [logger.n_rows for logger in loggers if isinstance(logger, CsvLogger)]
+
+
+def rewind(loggers: Iterable[Logger], n_rows: Iterable[int]) -> None:
+    """Drop what the local histories have beyond so many rows; the run goes on from there."""
+    histories = [logger for logger in loggers if isinstance(logger, CsvLogger)]
+    for logger, rows in zip(histories, n_rows, strict=False):
+        logger.rewind(rows)
 
 
 def _wandb(loggers: Iterable[Logger]) -> list[WandbRunLogger]:

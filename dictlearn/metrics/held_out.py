@@ -61,6 +61,17 @@ class HeldOutMetrics(nn.Module):
         for metric in self.children():
             metric.process_group = group  # type: ignore[assignment]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the figures; ``val/amortisation_gap``, which only encoders have, is last."""
+        parts = [
+            f"val/{name}{layer}"
+            for name in ("fvu", "l0")
+            for layer in ("", *(f"_layer_{layer}" for layer in self.layers))
+        ]
+        others = ("cosine", "objective", "duality_gap", "dead_fraction", "amortisation_gap")
+        return (*parts, *(f"val/{name}" for name in others))
+
     def update(self, measured: Measured) -> None:
         """Add one batch."""
         m = measured

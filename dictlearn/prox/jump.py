@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError, number
 from dictlearn.prox.table import Constant
@@ -31,7 +32,7 @@ class Jump(Constant):
         lambda_: the price of one positive code of a row; with a target the weight of missing it.
         bandwidth: width of the window, in units of the codes.
         target_l0: mean L0 that is wanted; the price is then `lambda_ (L0 / target_l0 - 1)^2`
-            with the mean L0 of the batch, and 0 at the target.
+            with the mean L0 of the batch (of all processes), and 0 at the target.
 
     Raises:
         InputError: a number is not above 0.
@@ -66,12 +67,14 @@ class Jump(Constant):
     def price(self, count: Tensor) -> Tensor:
         """Return the price of the codes that were counted, `[n]`: what training adds to the loss.
 
-        Without a target only its gradient is handed on: `value` already counts it.
+        Without a target only its gradient is handed on: `value` already counts it. With one, every
+        row has the value of the whole and the gradient of its own count, whatever its weight.
         """
+        more = count - count.detach()
         if self.target_l0 is None:
-            return self.lambda_ * (count - count.detach())
-        missed = count.mean() / self.target_l0 - 1
-        return (self.lambda_ * missed.square()).expand(len(count))
+            return self.lambda_ * more
+        missed = processes.mean(count.detach().mean()) / self.target_l0 - 1
+        return self.lambda_ * (missed.square() + 2 * missed / self.target_l0 * more)
 
     def value(self, codes: Codes) -> Tensor:
         """Return `lambda_ * |a|_0`, `[n]`, or zeros where a target takes the place of a price."""

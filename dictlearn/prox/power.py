@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError, number
 from dictlearn.prox.table import Constant, Moment
@@ -26,7 +27,8 @@ class Power(Constant):
         lambda_p = lambda * sum(a) / sum((a + eps)^p - eps^p),    sums over the batch, constant,
 
     where the paper multiplies lambda by the ratio of the old penalty to the new at every change
-    of p. Small codes come to cost as much as large ones, which are no longer shrunk.
+    of p; the batch is that of all processes. Small codes come to cost as much as large ones, which
+    are no longer shrunk.
     Before an encoder it acts as a rectifier: `relu(v - threshold)`.
 
     Args:
@@ -100,7 +102,8 @@ class Power(Constant):
         powers = ((values + self.eps).pow(p) - math.pow(self.eps, p)).sum(-1)
         with torch.no_grad():
             tiny = torch.finfo(values.dtype).tiny
-            scale = torch.mul(values.sum() / powers.sum().clamp_min(tiny), self.lambda_)
+            plain, bent = processes.total(torch.stack([values.sum(), powers.sum()]))
+            scale = torch.mul(plain / bent.clamp_min(tiny), self.lambda_)
         return scale * powers
 
     def check(self, n_atoms: int) -> None:

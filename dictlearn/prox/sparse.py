@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError, whole_number
 from dictlearn.prox.table import Constant, Moment
@@ -88,8 +89,8 @@ class BatchTopK(Counted):
     """On average `k` positive codes a row: the `n k` largest of a batch (Bussmann et al. 2024).
 
     A batch shares its codes out among its rows. So that a row's codes do not depend on the rows
-    beside it, an encoder keeps at use what exceeds the mean threshold of training. Several
-    processes share out their batches each for itself.
+    beside it, an encoder keeps at use what exceeds the mean threshold of training. The batch is
+    that of all processes together.
 
     Args:
         k: codes kept per row, on average.
@@ -106,6 +107,9 @@ class BatchTopK(Counted):
     def __call__(self, v: Tensor, threshold: Tensor | float) -> Codes:
         """Return the `n k` largest entries of `relu(v - threshold)`, dense."""
         positive = torch.relu(v - threshold)
+        if processes.world_size() > 1:
+            chosen = processes.among_largest(positive, len(v) * self.k)
+            return Codes.from_dense(torch.where(chosen, positive, 0.0))
         flat = positive.flatten()
         kept = torch.zeros_like(flat)
         chosen = flat.topk(min(len(v) * self.k, len(flat)), sorted=False).indices

@@ -18,6 +18,7 @@ from dictlearn.storage.atomic import atomic_file, write_text
 FORMAT = 1
 TENSORS = "dictionary.safetensors"
 CONFIG = "config.json"
+LARGEST_CONFIG = 10_000_000
 
 
 def write(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
@@ -52,10 +53,12 @@ def read(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         InputError: it is damaged, or was written by a newer version.
     """
     try:
+        if (folder / CONFIG).stat().st_size > LARGEST_CONFIG:
+            raise ValueError(f"it is larger than {LARGEST_CONFIG / 1e6:g} MB")
         config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{folder / CONFIG} is damaged: {error}.") from None
     if config.get("format") != FORMAT:
         raise InputError(

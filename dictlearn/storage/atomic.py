@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import IO
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    """Flush a file or the names in a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -36,7 +37,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    _sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,9 +46,32 @@ def write_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="replace"))
 
 
+def sweep(folder: Path) -> None:
+    """Delete the temporary files of processes of this machine that are no more."""
+    for path in folder.glob(".*.tmp"):
+        process = path.name.rsplit(".", 2)[1]
+        if process.isdigit() and not _runs(int(process)):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that takes the name `path` when the block ends without an error.
+
+    Its files are flushed to the disk before it does; it holds no folders.
 
     When another process made `path` in the meantime, theirs stays and ours is dropped: use it for
     folders whose name says their content.
@@ -58,11 +82,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
+        for part in temporary.iterdir():
+            _sync(part)
+        _sync(temporary)
         try:
             temporary.rename(path)
         except OSError:
             if not path.is_dir():
                 raise
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
+import xxhash
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dictlearn.errors import InputError
@@ -19,14 +20,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Lightning stages in ``$TMPDIR`` and moves: on another file system that is a plain copy onto
     the final name, which a crash leaves truncated. And whether it unpickles objects depends on
     its version and on the environment.
+
+    Attributes:
+        digest: xxh3_64 of the checkpoint written last, in hexadecimal; None before the first.
     """
+
+    digest: str | None = None
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint` to the local file `path`."""
         with atomic_file(Path(path)) as file:
-            torch.save(checkpoint, file)
+            digesting = _Digesting(file)
+            try:
+                torch.save(checkpoint, digesting)  # type: ignore[arg-type]
+            except RuntimeError as error:  # what torch makes of an error of the file
+                raise digesting.failure or error from None
+        self.digest = digesting.hash.hexdigest()
 
     def load_checkpoint(
         self, path: Any, map_location: Any = "cpu", weights_only: bool | None = None
@@ -48,3 +59,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 "that this library wrote."
             ) from error
         return checkpoint
+
+
+class _Digesting:
+    """A file that is digested while it is written; `torch.save` only ever appends."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self.hash = file, xxhash.xxh3_64()
+        self.failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+
+    def flush(self) -> None:
+        self._file.flush()

@@ -95,6 +95,8 @@ def load(path: str | Path) -> TrainedDictionary:
 
 def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDictionary:
     shape = about["dictionary"]
+    if tuple(tensors["dictionary.atoms"].shape) != (shape["n_atoms"], shape["width"]):
+        raise ValueError("atoms of another shape")  # before anything of that shape is made
     dictionary = Dictionary(shape["n_atoms"], shape["width"], shape["bias"], "gaussian")
     prox: Prox = object_of({**about["prox"], **_below(tensors, "prox")})
     inference: Inference = object_of(about["inference"])

@@ -111,10 +111,21 @@ class TrainedDictionary:
         return tuple(self.normalization.layers.tolist())
 
     @property
+    def source(self) -> str:
+        """Name of the transformer that the hidden states come from, or of their file."""
+        known = self.about["transformer"]
+        return str(self.about["text"]["source"] if known is None else known["name"])
+
+    @property
     def transformer(self) -> FrozenTransformer:
         """The frozen transformer that the hidden states come from, loaded on first use."""
         if self._transformer is None:
             known = self.about["transformer"]
+            if known is None:
+                raise InputError(
+                    f"This dictionary was trained on the vectors of {self.source}, and which "
+                    "transformer they come from is not known: give hidden states to encode()."
+                )
             found = FrozenTransformer(known["path"], known["dtype"], known["revision"])
             found.load(self.atoms.device)
             if found.describe()["sha256"] != known["sha256"]:

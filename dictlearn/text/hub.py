@@ -21,6 +21,7 @@ from dictlearn.text.local import (
     was_saved_to_disk,
 )
 from dictlearn.text.splitting import articles, has_articles
+from dictlearn.text.steady import Interrupted, steady_batches
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,13 @@ def _reason(error: Exception) -> str:
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
     return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+
+
+def _download(path: str) -> str:
+    """Return how to have a dataset on this machine."""
+    return (
+        f"`hf download {path} --repo-type dataset --local-dir FOLDER`, then give text.path=FOLDER"
+    )
 
 
 @contextmanager
@@ -169,19 +177,28 @@ class HubText:
     def _texts(self) -> Iterator[str]:
         where = f"text.path={self.path} (text.subset={self.subset}, text.split={self.split})"
         try:
-            rows = self._load()
-            columns = rows.column_names
-            if columns is not None:  # a stream may not know them before its first row
-                readers.check_column(self.column, columns, self.path)
-                rows = rows.select_columns([self.column])
-            for batch in rows.iter(batch_size=_BATCH_ROWS):
+            for batch in steady_batches(self._rows, _BATCH_ROWS):
                 readers.check_column(self.column, batch, self.path)
                 for value in batch[self.column]:
                     yield readers.check_text(value, self.column, self.path)
         except InputError:
             raise
+        except Interrupted as interrupted:
+            raise InputError(
+                f"{where} broke off after {interrupted.rows} rows and does not answer any more "
+                f"({_reason(interrupted)}): run again later, or first download it by "
+                f"{_download(self.path)}."
+            ) from interrupted
         except Exception as error:  # whatever `datasets` and its readers raise
             raise InputError(f"{where} cannot be read: {_reason(error)}.") from error
+
+    def _rows(self) -> Any:
+        rows = self._load()
+        columns = rows.column_names
+        if columns is None:  # a stream may not know them before its first row
+            return rows
+        readers.check_column(self.column, columns, self.path)
+        return rows.select_columns([self.column])
 
     def _load(self) -> Any:
         """Return the rows, a Dataset or an IterableDataset."""
@@ -201,9 +218,8 @@ class HubText:
                     raise
                 raise InputError(
                     f"text.path={self.path} is not on this machine and the Hugging Face hub "
-                    "cannot be reached: where there is a network, run `hf download "
-                    f"{self.path} --repo-type dataset --local-dir FOLDER`, then give "
-                    "text.path=FOLDER, or take text=installed_docs."
+                    f"cannot be reached: where there is a network, run {_download(self.path)}, "
+                    "or take text=installed_docs."
                 ) from error
 
     def _load_folder(self, folder: Path) -> Any:

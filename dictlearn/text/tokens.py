@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from array import array
 from collections.abc import Iterable, Iterator
@@ -21,13 +20,13 @@ from dictlearn.storage.atomic import atomic_folder
 from dictlearn.text.documents import Document, TextSource, digest
 from dictlearn.text.packing import Blocks, pack
 from dictlearn.text.progress import Progress, reporting
-from dictlearn.text.store import TokenStore, content_hash, open_store, text_bytes
+from dictlearn.text.store import TokenStore, content_hash, digests, open_store, text_bytes
 
 __all__ = ["Blocks", "TokenStore", "pack", "token_ids", "tokenize", "tokenizer_fingerprint"]
 
 logger = logging.getLogger(__name__)
 
-_STORE_VERSION = 1  # counted up whenever the same text would give another folder
+_STORE_VERSION = 2  # counted up whenever the same text would give another folder
 _BATCH_DOCUMENTS = 512
 _BATCH_CHARACTERS = 1 << 20
 
@@ -178,8 +177,6 @@ def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, r
     started = time.perf_counter()
     with (folder / "tokens.npy").open("wb") as file:
         index = _write_tokens(file, source, tokenizer, report)
-        file.flush()
-        os.fsync(file.fileno())
     if not index.counts.tokens:
         raise InputError(f"{source.name} holds no text: the tokenizer found no token in it.")
     _save(folder / "offsets.npy", np.frombuffer(index.offsets, dtype=np.int64))
@@ -192,6 +189,7 @@ def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, r
         "tokenizer": type(tokenizer).__name__,
         "tokenizer_fingerprint": rules,
         **asdict(index.counts),
+        "xxh3_64": digests(folder),
         "seconds": round(time.perf_counter() - started, 3),
     }
     (folder / "meta.json").write_text(json.dumps(meta, indent=2))
@@ -205,5 +203,3 @@ def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, r
 def _save(path: Path, values: NDArray[Any]) -> None:
     with path.open("wb") as file:
         np.save(file, values)
-        file.flush()
-        os.fsync(file.fileno())

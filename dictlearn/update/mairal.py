@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import number, whole_number
 from dictlearn.update.moments import to_sphere
@@ -125,6 +126,10 @@ class BlockCoordinate(DictionaryOptimizer):
         """Take the rows of this process and their codes; those of accumulated batches add up."""
         self._observed.append(statistics(x.detach(), codes.detach(), weight))
 
+    def forget_observed(self) -> None:
+        """Drop the statistics of the coming step."""
+        self._observed.clear()
+
     def _update(self) -> None:
         self._adam("bias", "encoder")
         if not self._observed:
@@ -136,12 +141,9 @@ class BlockCoordinate(DictionaryOptimizer):
 
     def _average(self) -> Statistics:
         """Take the observed statistics of all processes in; return those of the window."""
-        fresh = [torch.stack(parts).mean(0) for parts in zip(*self._observed, strict=True)]
+        observed = zip(*self._observed, strict=True)
+        fresh = [processes.mean(torch.stack(parts).mean(0)) for parts in observed]
         self._observed.clear()
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for part in fresh:
-                torch.distributed.all_reduce(part)
-                part /= torch.distributed.get_world_size()
         state = self.state[self.atoms]
         if not state:
             state["step"] = torch.zeros((), device=self.atoms.device)

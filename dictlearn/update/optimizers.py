@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.mesh import ALONE, Processes
+from dictlearn.update.guard import StepGuard
 from dictlearn.update.moments import adam_step, blocks, take_radial, to_sphere
 
 
@@ -32,8 +33,11 @@ class DictionaryOptimizer(torch.optim.Adam):
         lr: rate of the dictionary.
         encoder_lr: rate of the encoder.
 
+    A step whose gradients are not finite is skipped.
+
     Attributes:
         wants_codes: whether `observe_codes` is to be called.
+        guard: tells which steps. How many were skipped is part of the state dict.
         weighs_energy: whether `observe` wants squared codes times the weight of their row. A
             curvature that leaves the weights out is as many times too small as a row is heavy.
         shards: the processes that hold the atoms together; what belongs to atoms is then of
@@ -51,6 +55,7 @@ class DictionaryOptimizer(torch.optim.Adam):
         lr: float,
         encoder_lr: float,
     ) -> None:
+        self.guard = StepGuard()
         (self.atoms,) = [entry for entry in dictionary_parameters if entry.ndim == 2]
         bias = [entry for entry in dictionary_parameters if entry.ndim != 2]
         groups: list[dict[str, Any]] = [
@@ -62,9 +67,15 @@ class DictionaryOptimizer(torch.optim.Adam):
         # Fused Adam would take gradients that a GradScaler has scaled. Other rules cannot, and
         # clipping could not: the scaler is to scale them back before the step.
         self._step_supports_amp_scaling = False
+        self.param_groups[0]["skipped"] = 0
 
     def _bias_rate(self, lr: float, encoder_lr: float) -> float:
         return lr
+
+    @property
+    def skipped(self) -> int:
+        """Steps that were not taken because a gradient was not finite."""
+        return int(self.param_groups[0]["skipped"])
 
     @property
     def rate(self) -> float:
@@ -105,9 +116,17 @@ class DictionaryOptimizer(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._update()
+        given = [p.grad for group in self.param_groups for p in group["params"]]
+        if self.guard.allows([entry for entry in given if entry is not None], self.shards):
+            self._update()
+        else:
+            self.param_groups[0]["skipped"] += 1
+            self.forget_observed()
         self.zero_grad()
         return loss
+
+    def forget_observed(self) -> None:
+        """Drop what was observed for the coming step, which is not taken."""
 
     def _update(self) -> None:
         """Move every parameter along its gradient."""
@@ -221,6 +240,10 @@ class HessianDiagonal(DictionaryOptimizer):
         """Take the mean squared codes `[m]`; those of accumulated batches are averaged."""
         self._observed.append(energy.detach())
 
+    def forget_observed(self) -> None:
+        """Drop the energies."""
+        self._observed.clear()
+
     def _update(self) -> None:
         self._adam("bias", "encoder")
         self._newton(self.param_groups[0]["lr"])
@@ -248,7 +271,7 @@ class HessianDiagonal(DictionaryOptimizer):
         if self.mode == "seed":
             return average + self.floor
         curvature = average / -torch.expm1(state["step"] * _log_keep(self.window))
-        least = self.floor * self._mean(curvature)
+        least = self.floor * self.shards.mean(curvature.mean())
         return (curvature + least).clamp_min(torch.finfo(curvature.dtype).tiny)
 
     @torch.no_grad()
@@ -257,10 +280,7 @@ class HessianDiagonal(DictionaryOptimizer):
         super().reset_atoms(indices)
         energy = self.state[self.atoms].get("energy")
         if energy is not None:
-            energy[indices] = 0.0 if self.mode == "seed" else self._mean(energy)
-
-    def _mean(self, of_atoms: Tensor) -> Tensor:
-        return self.shards.total(of_atoms.mean()) / self.shards.count
+            energy[indices] = 0.0 if self.mode == "seed" else self.shards.mean(energy.mean())
 
     @torch.no_grad()
     def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:

@@ -17,6 +17,7 @@ from benchmarks import (
     layers,
     methods,
     ours,
+    running,
     solvers,
     synthetic,
     training_step,
@@ -217,3 +218,12 @@ def test_a_dictionary_in_two_parts_is_measured_beside_the_whole(tmp_path: Path) 
     found = figures(tmp_path)
     for name in ("parallel/256/1/mb", "parallel/256/2/cpu_ms", "layer/256/dtensor_cpu_ms"):
         assert found[name] > 0
+
+
+@pytest.mark.slow
+def test_running_times_checkpoints_and_overlap(tmp_path: Path) -> None:
+    running.main(["--quick", "--json", str(tmp_path / "figures.json")])
+    found = figures(tmp_path)
+    assert 0 < found["saving/256/share"] < 0.1
+    assert found["overlap/false/share"] < 0.2
+    assert found["overlap/true/vectors_per_second"] > 0

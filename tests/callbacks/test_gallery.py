@@ -98,6 +98,7 @@ def test_the_top_of_the_page_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_words_of_the_text_make_no_element(tmp_path: Path) -> None:
+    """E5 words of the training text are HTML: they make no element of the factor page."""
     read = Reader(validate(tmp_path))
     assert "script" not in read.tags
     assert "<script>" in read.text

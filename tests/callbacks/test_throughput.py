@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from dictlearn.callbacks.throughput import Throughput
+from dictlearn.callbacks.throughput import PHASES, Throughput
+from dictlearn.callbacks.utilisation import model_flops
+from dictlearn.hidden_states.extraction import Extractor
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
 
 PAUSE = 0.08  # seconds of a held-out batch
@@ -112,3 +114,90 @@ def test_the_logged_speed_is_that_since_the_last_logged_step(measured: Measured)
 
 def test_a_run_without_a_step_has_no_speed() -> None:
     assert Throughput().vectors_per_second() == 0
+
+
+class Figures(pl.Callback):
+    """Keeps the figures of every logged step."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        self.found.append({key: float(value) for key, value in trainer.callback_metrics.items()})
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_shares_tell_where_the_time_goes(
+    prefetch: bool,
+    minilm_folder: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    extract = Extractor.extract
+
+    def slow(self: Extractor, numbers: Any) -> Any:
+        time.sleep(0.1)
+        self.seconds += 0.1
+        return extract(self, numbers)
+
+    monkeypatch.setattr(Extractor, "extract", slow)
+    options: dict[str, Any] = {"prefetch": prefetch, "lanes": 1, "sequences_per_block": 8}
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=12, **options)
+    figures = Figures()
+    callbacks = [Throughput(), Dawdler(), figures]
+    small_trainer(tmp_path, callbacks, log_every_n_steps=6).fit(
+        small_learner(data), datamodule=data
+    )
+    last = figures.found[-1]
+    assert sum(last[f"time/{phase}"] for phase in PHASES) == pytest.approx(1.0)
+    assert all(last[f"time/{phase}"] > 0 for phase in PHASES)
+    assert last["time/extraction"] > 0.2
+    overlap = last["time/extraction"] - last["time/waiting"]
+    assert overlap > 0.1 if prefetch else overlap < 0.3
+    assert last["train/tokens_per_second"] == pytest.approx(last["train/vectors_per_second"] / 2)
+    assert 100 < last["memory/peak_mib"] < 100_000
+
+
+def test_the_flops_are_those_of_the_parts() -> None:
+    block = model_flops(width=4, blocks=3, n_atoms=0, tokens=10, vectors=0)
+    assert block == 10 * 3 * 2 * (12 * 4 * 4)  # 12 d^2 parameters, two operations for each
+    look = model_flops(width=4, blocks=0, n_atoms=7, tokens=0, vectors=5)
+    assert look == 5 * 3 * 2 * (7 * 4)  # x @ atoms.T and its two gradients
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+class Resident(pl.Callback):
+    """Keeps how much memory the process holds, every thousand steps."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if trainer.global_step % 1000 == 0:
+            self.held.append(resident())
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_ten_thousand_steps(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    """C8 a run of 10,000 steps: its memory does not grow."""
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=10_000, batch_size=32)
+    memory, throughput = Resident(), Throughput()
+    trainer = small_trainer(
+        tmp_path,
+        [memory, throughput],
+        log_every_n_steps=100,
+        limit_val_batches=1.0,
+        val_check_interval=2500,
+    )
+    trainer.fit(small_learner(data), datamodule=data)
+    assert len(memory.held) == 10
+    grown = memory.held[-1] - memory.held[1]  # by 2,000 steps all buffers are there
+    assert grown < 16 * 2**20, [held // 2**20 for held in memory.held]

@@ -101,6 +101,7 @@ class Reader(HTMLParser):
 
 
 def test_every_token_appears_as_text_and_makes_no_element_or_attribute() -> None:
+    """E5 tokens of a text are HTML or scripts: shown as text, no element or attribute is made."""
     plain, nasty = Reader(render(page(factor(3)))), Reader(render(page(factor(3, NASTY))))
     assert set(nasty.tags) == set(plain.tags)
     assert {(tag, name) for tag, name, _ in nasty.attributes} == {
@@ -114,6 +115,7 @@ def test_every_token_appears_as_text_and_makes_no_element_or_attribute() -> None
 
 @pytest.mark.parametrize("text", NASTY)
 def test_names_of_documents_and_models_are_escaped(text: str) -> None:
+    """E5 names of documents and models are HTML: shown as text."""
     one = factor(3)
     view = dataclasses.replace(one.layers[1], contexts=(context(("a",), document=text),))
     one = dataclasses.replace(one, layers=(one.layers[0], view, one.layers[2]))

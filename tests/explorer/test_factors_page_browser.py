@@ -45,6 +45,7 @@ onload="const d = this.contentDocument; document.title = [
 
 
 def test_the_page_fits_a_telephone_and_nothing_in_it_runs(tmp_path: Path) -> None:
+    """E5 a page of hostile text in a real browser: nothing in it runs."""
     long = tuple(f" word{place}" for place in range(40))
     html = render(page(factor(1, NASTY), factor(2, long), factor(3, ("x" * 300, " y"))))
     (tmp_path / "factors.html").write_text(html, encoding="utf-8")

@@ -51,6 +51,7 @@ def test_lower_error_is_drawn_lower_and_more_atoms_further_right() -> None:
 
 
 def test_names_are_escaped_and_nothing_is_fetched_or_run() -> None:
+    """E5 names of methods are scripts: shown as text."""
     marks = (Mark("<script>x</script>", 8, 8.0, 0.2, 10.0, NAN, NAN),)
     text = render(FrontierPage("</title><img src=x>", 8, 8, "cpu", marks))
     tags: list[str] = []

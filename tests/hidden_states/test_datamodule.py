@@ -17,6 +17,7 @@ from tests.hidden_states.conftest import MakeModule, Written
 
 
 def test_held_out_documents_are_never_trained_on(make_module: MakeModule) -> None:
+    """B10 the same text for training and validation: no held-out document is trained on."""
     module = make_module(Written(validation_fraction=0.3), max_vectors=4000)
     module.setup()
     held_out = set(module.store.held_out(0.3).nonzero()[0].tolist())

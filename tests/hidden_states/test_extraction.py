@@ -101,6 +101,9 @@ class NotFinite(FrozenTransformer):
 
 
 def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(bench: Bench) -> None:
+    """B1 a hidden state is not finite: named with layer, document and token, and the others are
+    bit-equal.
+    """
     spoilt = Extractor(
         NotFinite(dtype="float32"),
         bench.store,
@@ -111,8 +114,20 @@ def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(benc
     numbers = np.array([0, 6, 9])
     document, position = bench.store.locate(bench.extractor.blocks.start[[6]] + 1)
     name = bench.store.document_ids[document[0]]
-    with pytest.raises(InputError, match=rf"hidden_states\[3\] .*'{name}' at token {position[0]}:"):
+    named = rf"hidden_states\[3\] .*'{name}' at token {position[0]}"
+    with pytest.raises(InputError, match=f"{named}; with it 1 tokens"):
         spoilt.rows(numbers)
+    spoilt.most_non_finite, spoilt.non_finite = 1, set()
+    rows, sound = spoilt.rows(numbers), bench.extractor.rows(numbers)
+    left_out = (rows.document == document[0]) & (rows.position == position[0])
+    assert int(left_out.sum()) == len(spoilt.layers)
+    assert (rows.weight == torch.where(left_out, 0.0, 1.0)).all()
+    assert torch.equal(rows.vectors[left_out], rows.vectors[left_out.roll(-1)])
+    of_layers = torch.isin(sound.layer, rows.layer)
+    assert torch.equal(rows.vectors[~left_out], sound.vectors[of_layers][~left_out])
+    again = spoilt.rows(numbers)
+    assert torch.equal(again.vectors, rows.vectors)
+    assert len(spoilt.non_finite) == 1  # a token is counted once
 
 
 def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(
@@ -132,6 +147,9 @@ def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(
 def test_ids_beyond_the_vocabulary_are_refused_before_the_transformer_sees_them(
     bench: Bench, transformer: FrozenTransformer
 ) -> None:
+    """B7 a token id beyond the vocabulary reaches the extraction: refused on the CPU, before the
+    model sees it.
+    """
     wrong = replace(bench.store, tokens=bench.store.tokens + transformer.vocabulary_size)
     extractor = Extractor(transformer, wrong, bench.extractor.blocks, (0,), bench.extractor.frame)
     with pytest.raises(InputError, match="do not belong together"):

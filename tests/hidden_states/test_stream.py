@@ -81,13 +81,8 @@ def test_neighbours_in_a_batch_are_strangers(
 def test_processes_together_see_what_one_process_sees(bench: Bench, world: int) -> None:
     whole = run(bench, range(8))
     ranks = [run(bench, range(8), Share.of(r, world, LANES, 40 // world)) for r in range(world)]
-    for step, batch in enumerate(whole):
-        by_lane = [
-            HiddenStates(*(column[i : i + 10] for column in ranks[lane % world][step]))
-            for lane in range(LANES)
-            for i in [lane // world * 10]
-        ]
-        assert equal(HiddenStates.concatenate(by_lane), batch)
+    for batch, *parts in zip(whole, *ranks, strict=True):
+        assert equal(HiddenStates.concatenate(parts), batch)
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +141,9 @@ def test_the_background_thread_ends_with_the_stream(bench: Bench) -> None:
 
 
 def test_an_error_in_the_background_reaches_the_reader(bench: Bench) -> None:
+    """C6 the thread that prepares the batches fails: the run gets its sentence, and no thread is
+    left.
+    """
     spoilt = Extractor(
         NotFinite(dtype="float32"),
         bench.store,
@@ -160,6 +158,7 @@ def test_an_error_in_the_background_reaches_the_reader(bench: Bench) -> None:
 
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_lane_blocks_in_memory_stay_within_what_is_announced(bench: Bench, prefetch: bool) -> None:
+    """C8 blocks of hidden states fill the memory: never more than is announced at the start."""
     alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
     most, most_blocks = 0, 0
 

@@ -58,9 +58,7 @@ def _process(rank: int, folder: str, alike: bool) -> None:
 
 
 @pytest.mark.parametrize("alike", [True, False])
-def test_two_processes_share_one_cut_which_is_the_mean_of_theirs(
-    alike: bool, tmp_path: Path
-) -> None:
+def test_two_processes_share_their_batches_out_together(alike: bool, tmp_path: Path) -> None:
     parts = [trained(slice(0, HALF), alike), trained(slice(HALF, None), alike)]
     alone = trained(slice(None), alike)
     torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
@@ -68,11 +66,6 @@ def test_two_processes_share_one_cut_which_is_the_mean_of_theirs(
     )
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    torch.testing.assert_close(first[0], (cut(parts[0]) + cut(parts[1])) / 2)
-    if alike:  # then sharing out two halves is sharing out the whole
-        torch.testing.assert_close(first[0], cut(alone))
-        torch.testing.assert_close(first[1], kept(alone))
-    else:
-        assert cut(parts[0]) != cut(parts[1])
-        torch.testing.assert_close(first[0], cut(alone), rtol=0.05, atol=0)
-        assert ((first[1] > 0) != (kept(alone) > 0)).double().mean() < 0.01
+    torch.testing.assert_close(first[0], cut(alone))
+    torch.testing.assert_close(first[1], kept(alone))
+    assert alike or cut(parts[0]) != cut(parts[1])

@@ -172,15 +172,13 @@ def _process(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_begin_with_one_price_between_theirs(tmp_path: Path) -> None:
+def test_two_processes_begin_with_the_price_that_one_finds_on_all_rows(tmp_path: Path) -> None:
     torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
         _process, (str(tmp_path),), nprocs=2, start_method="fork"
     )
     first, second = (float((tmp_path / f"{rank}.txt").read_text()) for rank in (0, 1))
-    alone = [_first_price(half) for half in HALVES]
-    assert first == second
-    assert alone[0] != alone[1]
-    assert first == pytest.approx((alone[0] * alone[1]) ** 0.5, rel=1e-4)
+    assert first == second == pytest.approx(_first_price(slice(None)), rel=1e-6)
+    assert first != pytest.approx(_first_price(HALVES[0]), rel=1e-3)
 
 
 def test_a_price_that_is_given_is_not_steered() -> None:

@@ -97,8 +97,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm_folder: Path) 
 @pytest.fixture(scope="module")
 def broken_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) -> Path:
     """A copy of the model in which one weight of the third block is not a number."""
-    folder = tmp_path_factory.mktemp("model") / "nan"
-    shutil.copytree(minilm_folder, folder)
+    return broken_copy(minilm_folder, tmp_path_factory.mktemp("model") / "nan")
+
+
+def broken_copy(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
     tensors = load_file(folder / "model.safetensors")
     tensors["encoder.layer.2.output.dense.weight"][0, 0] = float("nan")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -109,6 +112,9 @@ def broken_model(tmp_path_factory: pytest.TempPathFactory, minilm_folder: Path) 
 def test_a_mistake_is_told_in_one_sentence(
     name: str, place: Path, broken_model: Path, text_folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """E4 forty usual mistakes on the command line: one sentence, exit code 2, nothing left
+    behind.
+    """
     overrides, pattern = MISTAKES[name]
     text = (
         []

@@ -202,6 +202,7 @@ def test_the_page_needs_no_network(finished: Path) -> None:
 
 
 def test_same_seed_same_figures_twice(tmp_path: Path, text_folder: Path) -> None:
+    """C11 the same command twice: the same figures."""
     figures = []
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
         few = [*SMALL, "max_vectors=8192", f"seed={seed}"]

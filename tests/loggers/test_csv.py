@@ -1,4 +1,6 @@
 import csv
+import os
+import signal
 import warnings
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_only
 
 from dictlearn.loggers import finish_loggers, log_config
-from dictlearn.loggers.csv import CsvLogger
+from dictlearn.loggers.csv import CsvHistory, CsvLogger
 from tests.loggers.tiny import Tiny, trainer
 
 
@@ -37,6 +39,7 @@ def test_a_run_leaves_metrics_csv_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_every_row_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    """D3 a run is killed after a row of the history: the row is on the disk."""
     logger = CsvLogger(tmp_path)
     for step in range(3):
         logger.log_metrics({"train/loss": torch.tensor(0.5)}, step)
@@ -69,6 +72,9 @@ def test_a_resumed_run_appends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", ["2,0.12", "2"])
 def test_the_torn_last_row_of_a_killed_run_is_dropped(torn: str, tmp_path: Path) -> None:
+    """D3 a run is killed within a row of the history: half a row is dropped, no wrong number
+    stays.
+    """
     (tmp_path / "metrics.csv").write_text("step,train/loss\n1,2.0\n" + torn)
     CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
     assert (tmp_path / "metrics.csv").read_text() == "step,train/loss\n1,2.0\n2,1.0\n"
@@ -84,3 +90,36 @@ def test_other_ranks_write_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     CsvLogger(tmp_path).log_metrics({"train/loss": 1.0}, 2)
     assert list(tmp_path.iterdir()) == []
+
+
+def _log_without_end(folder: Path, ready: int) -> None:
+    logger = CsvLogger(folder)
+    for step in range(100_000):
+        logger.log_metrics({"a": step / 7, "b": step} if step > 3 else {"a": 0.5}, step)
+        os.write(ready, b".")
+
+
+@pytest.mark.parametrize("rows", [1, 5, 200])
+def test_a_killed_process_leaves_every_row_that_it_had_logged(rows: int, tmp_path: Path) -> None:
+    """D3 kill -9 in the middle of logging: the history holds every row up to the last one."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            _log_without_end(tmp_path, write)
+        finally:
+            os._exit(1)
+    logged = 0
+    while logged < rows:
+        logged += len(os.read(read, 1))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    os.close(write)
+    while more := len(os.read(read, 4096)):
+        logged += more
+    os.close(read)
+    history = CsvHistory(tmp_path / "metrics.csv")
+    assert len(history) in (logged, logged + 1)  # the last may be written and not yet counted
+    with history.path.open() as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in table] == list(range(len(history)))

@@ -24,6 +24,7 @@ from tests.loggers.tiny import Tiny, train, trainer, warnings_of
 def test_without_login_one_sentence_says_so_and_the_run_is_recorded(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """D1 no login for W&B: one warning, recorded offline, the run goes on."""
     start = time.monotonic()
     train(tmp_path)
     assert time.monotonic() - start < 15
@@ -43,6 +44,7 @@ def test_a_host_that_refuses_means_offline(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """D1 the host of W&B refuses: one warning, recorded offline in 10 s."""
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     start = time.monotonic()
@@ -57,6 +59,7 @@ def test_a_host_that_refuses_means_offline(
 def test_a_host_that_accepts_and_keeps_silent_means_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D1 the host of W&B keeps silent: one warning, recorded offline in bounded time."""
     monkeypatch.setattr(module, "ANSWER_SECONDS", 1.0)
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -95,6 +98,7 @@ def test_a_login_that_is_refused_means_offline(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """D1 W&B refuses the login: one warning, recorded offline."""
     monkeypatch.setenv("WANDB_API_KEY", 40 * "a")
     monkeypatch.setenv("WANDB_BASE_URL", refusing)
     train(tmp_path)
@@ -109,6 +113,7 @@ def test_a_login_that_is_refused_means_offline(
 def test_where_wandb_cannot_start_at_all_the_run_goes_on_without_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D1 W&B cannot start at all: one warning, and the run goes on without it."""
     start = wandb.init
 
     def broken(**options: Any) -> Any:
@@ -141,6 +146,9 @@ class LosesWandb(pl.Callback):
 def test_losing_wandb_in_the_middle_is_one_warning_and_training_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """D2 the service of W&B is killed in mid-run: one warning, the run and its CSV history go
+    on.
+    """
     logger = WandbRunLogger(tmp_path, mode="offline")
     job = trainer([CsvLogger(tmp_path), logger], tmp_path)
     job.callbacks.append(LosesWandb())  # type: ignore[attr-defined]

@@ -12,6 +12,7 @@ from torch import distributed
 from torch.distributed import FileStore  # type: ignore[attr-defined]
 from torch.multiprocessing.spawn import start_processes
 
+from dictlearn import processes
 from dictlearn.mesh import Mesh, Processes
 
 Task = Callable[[Mesh], Any]
@@ -52,6 +53,7 @@ def _run(rank: int, shards: int, copies: int, place: Path, task: Task) -> None:
         Processes(copy, copies, groups[tuple(table[:, shard].tolist())]),
         Processes(shard, shards, groups[tuple(table[copy].tolist())]),
     )
-    torch.save(task(mesh), place / f"{rank}.pt")
+    with processes.among(mesh.data.group):
+        torch.save(task(mesh), place / f"{rank}.pt")
     distributed.barrier()
     distributed.destroy_process_group()

@@ -103,6 +103,7 @@ def test_a_run_that_did_not_finish_has_none(missing: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("place", [0, 60, -1])
 def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(place: int, folder: Path) -> None:
+    """A4 a bit of a saved dictionary flips: found by its digest, in one sentence."""
     data = bytearray((folder / artifact.TENSORS).read_bytes())
     data[place] ^= 1
     (folder / artifact.TENSORS).write_bytes(data)
@@ -114,6 +115,7 @@ def test_a_flipped_bit_anywhere_in_the_tensors_is_noticed(place: int, folder: Pa
 def test_a_truncated_file_is_noticed_even_if_its_digest_was_adapted(
     kept: int, folder: Path
 ) -> None:
+    """A4, E6 a saved dictionary is truncated, its digest adapted: refused in one sentence."""
     data = (folder / artifact.TENSORS).read_bytes()[:kept]
     (folder / artifact.TENSORS).write_bytes(data)
     with pytest.raises(InputError, match="is damaged: its SHA-256"):
@@ -127,6 +129,7 @@ def test_a_truncated_file_is_noticed_even_if_its_digest_was_adapted(
 def test_a_format_of_another_version_is_refused_with_both_numbers(
     number: object, folder: Path
 ) -> None:
+    """E9 a dictionary of a newer version: one sentence with both versions."""
     change(folder, format=number)
     with pytest.raises(InputError, match=rf"has format {number}, this version reads 1.*update"):
         artifact.read(folder)
@@ -142,6 +145,7 @@ def test_a_config_that_is_no_mapping_is_refused(text: bytes, folder: Path) -> No
 def test_a_hostile_pickle_in_the_place_of_the_tensors_is_never_executed(
     folder: Path, tmp_path: Path
 ) -> None:
+    """E1 a pickle in the place of the tensors of a dictionary: never executed."""
     marker = tmp_path / "marker"
     pickle.loads(pickle.dumps(Hostile(marker)))
     assert marker.exists()  # it is hostile indeed

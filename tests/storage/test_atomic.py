@@ -1,7 +1,9 @@
 """A file or folder is there whole, or not at all."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,3 +53,68 @@ def test_an_error_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError):
         fail()
     assert os.listdir(tmp_path) == []
+
+
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is asked of the disk, in order."""
+    calls: list[str] = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def flushed(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").resolve()
+        size = path.stat().st_size
+        calls.append(f"flush folder {path.name}" if path.is_dir() else f"flush {size} bytes")
+        fsync(descriptor)
+
+    def moved(source: Any, target: Any, *_: Any, how: Any = replace, **__: Any) -> None:
+        calls.append(f"rename to {Path(target).name}")
+        how(source, target)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", moved)
+    monkeypatch.setattr(os, "rename", lambda *names: moved(*names, how=rename))
+    return calls
+
+
+def test_a_file_is_on_the_disk_before_its_name_and_the_name_before_we_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2 the power fails at any moment of a write: content is flushed before its name, then the
+    name.
+    """
+    calls = recorded(monkeypatch)
+    with atomic_file(tmp_path / "of" / "atoms.bin") as file:
+        file.write(b"x" * 100)
+        file.write(b"y" * 23)
+        calls.append("written")
+    assert calls == ["written", "flush 123 bytes", "rename to atoms.bin", "flush folder of"]
+
+
+def test_a_folder_is_flushed_after_it_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A2 the power fails while a token store is made: its files are flushed before the name."""
+    calls = recorded(monkeypatch)
+    with atomic_folder(tmp_path / "of" / "store") as folder:
+        for name in ("tokens.npy", "meta.json"):
+            (folder / name).write_bytes(b"z" * 10)
+    assert calls[-2:] == ["rename to store", "flush folder of"]
+    assert calls[:-2].count("flush 10 bytes") == 2
+    assert calls[:-2][-1].startswith("flush folder .store.")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_call_that_fails_leaves_the_old_file(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3 the disk fails at a flush or a rename: the old file stays, and no temporary one."""
+    write_text(tmp_path / "file.txt", "old")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="broken"):
+        write_text(tmp_path / "file.txt", "new")
+    assert (tmp_path / "file.txt").read_text() == "old"
+    assert os.listdir(tmp_path) == ["file.txt"]

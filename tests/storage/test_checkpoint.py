@@ -42,6 +42,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
 
 
 def test_an_error_while_writing_leaves_the_old_checkpoint(tmp_path: Path) -> None:
+    """A1 an error while a checkpoint is written: the old one is as it was."""
     files, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     files.save_checkpoint(PLAIN, path)
     before = path.read_bytes()
@@ -65,6 +66,7 @@ def test_a_new_checkpoint_takes_the_place_of_the_old_one(tmp_path: Path) -> None
 def test_reading_a_checkpoint_never_runs_code_in_it(
     weights_only: bool | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """E1 a pickle in a checkpoint: never executed, whatever the environment asks for."""
     monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1" if weights_only is None else "0")
     path, marker = tmp_path / "hostile.ckpt", tmp_path / "marker"
     torch.save({"state_dict": Hostile(marker)}, path)
@@ -75,6 +77,7 @@ def test_reading_a_checkpoint_never_runs_code_in_it(
 
 @pytest.mark.parametrize("kept", [0, 10, 300, -30])
 def test_a_truncated_checkpoint_is_told_in_one_sentence(kept: int, tmp_path: Path) -> None:
+    """A4 a checkpoint given by name is truncated: one sentence."""
     files, path = AtomicCheckpointIO(), tmp_path / "last.ckpt"
     files.save_checkpoint(PLAIN, path)
     path.write_bytes(path.read_bytes()[:kept])

@@ -131,12 +131,14 @@ def test_a_checkout_that_was_never_installed_saves_too(
 def test_a_config_that_names_anything_else_is_refused(
     prox: object, made: Made, tmp_path: Path
 ) -> None:
+    """E2 the config of a dictionary names another class: refused, nothing is called."""
     told = refuse(made, tmp_path, prox=prox)
     if isinstance(prox, dict) and prox.get("type") in ("os.system", "infer", "Dictionary"):
         assert f"names {prox['type']}, which this version does not have" in told
 
 
 def test_a_config_that_does_not_fit_the_tensors_is_refused(made: Made, tmp_path: Path) -> None:
+    """E6 the config of a dictionary lies about its shapes: refused in one sentence."""
     about = made.trained.about
     refuse(made, tmp_path, dictionary={**about["dictionary"], "n_atoms": 63})
     refuse(made, tmp_path, dictionary={"n_atoms": ATOMS})

@@ -118,6 +118,7 @@ def test_mistakes_are_told_in_a_sentence(
 
 
 def test_a_damaged_dataset_is_named(folder: Path) -> None:
+    """D4 a file of a downloaded dataset is damaged: one sentence that names it."""
     (folder / "train.jsonl").write_text('{"text": bad')
     with pytest.raises(InputError, match=r"dataset.* cannot be read"):
         texts(folder)

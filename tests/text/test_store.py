@@ -22,6 +22,7 @@ def store(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> TokenStor
 def test_a_document_is_held_out_for_its_content_alone(
     store: TokenStore, tokenizer: Any, tmp_path: Path
 ) -> None:
+    """B10 the text changes around a document: it is held out or trained on as before."""
     texts = [sentences(n, n + 1 + n % 7) for n in range(399, 200, -1)]
     other = made(tokenizer, tmp_path, "Something quite different.", *texts)
     chosen = dict(zip(store.content_hashes, store.held_out(0.3), strict=True))
@@ -77,5 +78,8 @@ def test_counts_are_those_of_the_chosen_documents(
 
 
 def test_a_token_id_beyond_the_vocabulary_is_a_mistake(store: TokenStore) -> None:
+    """B7 a token id beyond the model's vocabulary: one sentence with both numbers, before any
+    forward.
+    """
     with pytest.raises(InputError, match=r"token id \d+ >= vocabulary 100"):
         store.counts(np.ones(400, dtype=bool), 100)

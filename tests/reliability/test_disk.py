@@ -1,0 +1,94 @@
+"""A disk that is full, or cannot be written at all."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.errors import InputError
+from dictlearn.resuming import checkpoint_to_go_on_from
+from dictlearn.storage.committed import committed, newest_whole
+from tests.integration.test_mistakes import FAST
+from tests.reliability.processes import launched
+from tests.small_run import small_data, small_learner, small_trainer
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB: two checkpoints fit, and no third beside another megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_full_disk_costs_checkpoints_and_not_the_run(
+    patient: bool,
+    small_disk: Path,
+    minilm_folder: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A3 a full disk in the middle of a save: earlier checkpoints stay, the run goes on; 3 times
+    in a row end it.
+    """
+    caplog.set_level(logging.WARNING)
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=12)
+    saver = RunCheckpoints(small_disk, every_steps=2, every_minutes=None, monitor=None)
+    ballast = small_disk / "ballast"
+
+    def fill() -> None:
+        if committed(saver.folder)[0].step == 4 and not ballast.exists():
+            ballast.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096 - 65536))
+
+    saver.also.append(fill)
+    trainer = small_trainer(tmp_path, [saver], enable_checkpointing=True)
+    learner = small_learner(data, n_atoms=192)
+    if patient:
+        saver.max_failures = 99
+        trainer.fit(learner, datamodule=data)
+        assert trainer.global_step == 12
+    else:
+        with pytest.raises(InputError, match="3 checkpoints in a row could not be written"):
+            trainer.fit(learner, datamodule=data)
+    said = [record.getMessage() for record in caplog.records if "could not" in record.getMessage()]
+    assert len(said) >= 3
+    assert all(
+        "No space left" in line and "MB are free" in line and ".ckpt" in line for line in said
+    )
+    found = newest_whole(saver.folder)
+    assert found is not None
+    assert found.step == 4
+    assert len(committed(saver.folder)) == 2
+    assert not list(saver.folder.glob(".*"))
+    ballast.unlink()
+    assert checkpoint_to_go_on_from(small_disk, True) is not None
+
+
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """A7 a run directory that cannot be written: one sentence, before the model is loaded."""
+    (tmp_path / "file").write_text("in the way")
+    options = [*FAST, "text=local", f"text.path={text_folder}", "hydra.run.dir=file/run"]
+    with launched(tmp_path, options) as run:
+        assert run.end(30) == 2
+        said = run.said()
+    assert "Traceback" not in said
+    assert "hydra.run.dir" in said

@@ -1,0 +1,110 @@
+"""Signals to real runs: one checkpoint at one step, exit code 75, and on from there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from dictlearn.storage.committed import committed
+from tests.reliability.interrupted import equal, final_state, history
+from tests.reliability.processes import BY_TORCHRUN, SMALL, TWO, Launched, launched
+
+SECONDS = 40  # on two cores that are also busy with other things; alone it is about 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, text_folder: Path) -> Path:
+    """A working directory with text and two finished runs, of one process and of two."""
+    folder = tmp_path_factory.mktemp("signals")
+    (folder / "text").symlink_to(text_folder)
+    return folder
+
+
+TEXT = "text.path=text"
+
+
+def straight(place: Path, name: str, overrides: list[str]) -> Path:
+    """The run directory of the same run, never stopped."""
+    if not (place / name).exists():
+        with launched(place, [*SMALL, *overrides, TEXT, f"hydra.run.dir={name}"]) as run:
+            assert run.end(300) == 0, run.said()
+    return place / name
+
+
+def strike(run: Launched, target: str, number: signal.Signals) -> None:
+    run.wait_for("step 14 of")
+    pids = run.ranks()
+    chosen = {"launcher": [run.process.pid], "all": pids, "rank 0": pids[:1], "rank 1": pids[1:]}
+    for pid in chosen[target]:
+        os.kill(pid, number)
+
+
+def test_a_stopped_run_goes_on_by_the_words_it_ends_with(place: Path) -> None:
+    """C4, C5 SIGINT to a run of one process: exit 75, resumed bit-identical by the printed line."""
+    expected = straight(place, "one", [])
+    with launched(place, [*SMALL, TEXT, "hydra.run.dir=once"]) as run:
+        strike(run, "all", signal.SIGINT)
+        assert run.end(SECONDS) == 75, run.said()
+        line = run.said().splitlines()[-1]
+    assert "stopped by SIGINT after step" in line
+    assert "Traceback" not in run.said()
+    command = line.partition("python train.py ")[2].split()
+    newest = committed(place / "once" / "checkpoints")[0]
+    assert 0 < newest.step < 59
+    with launched(place, command) as run:
+        assert run.end(300) == 0, run.said()
+        assert f"Going on from step {newest.step}" in run.said()
+    assert history(expected) == history(place / "once")
+    same = final_state(place / "once")
+    for name, value in final_state(expected).items():
+        assert ".config." in name or equal(value, same[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["launcher", "all", "rank 0", "rank 1"])
+@pytest.mark.parametrize("launcher", ["script", "torchrun"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_two_processes_stop_at_one_step(
+    target: str, launcher: str, number: signal.Signals, place: Path, tmp_path: Path
+) -> None:
+    """C4 SIGTERM or SIGUSR1 to launcher, a rank or all: one checkpoint at one step, no hang."""
+    if launcher == "torchrun" and target == "launcher" and number == signal.SIGUSR1:
+        pytest.skip("torchrun itself ends by SIGUSR1, and its workers with it")
+    expected = straight(place, "two", TWO)
+    out = tmp_path / "out"
+    by = BY_TORCHRUN if launcher == "torchrun" else []
+    command = [*SMALL, *TWO, TEXT, f"hydra.run.dir={out}"]
+    with launched(place, command, by) as run:
+        strike(run, target, number)
+        began = time.monotonic()
+        code = run.end(SECONDS)
+        assert time.monotonic() - began < SECONDS
+        assert code == (75 if launcher == "script" else 1), run.said()
+        assert run.said().count("stopped by SIG") == 1
+    with launched(place, command, by) as run:  # the same arguments again go on by themselves
+        assert run.end(300) == 0, run.said()
+        assert "Going on from step" in run.said()
+    assert history(expected) == history(out)
+    same = final_state(out)
+    for name, value in final_state(expected).items():
+        assert ".config." in name or equal(value, same[name]), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_second_signal_ends_the_run_at_once(hung: bool, place: Path, tmp_path: Path) -> None:
+    """C5 a second signal: all processes end at once, also where a rank does not answer."""
+    with launched(place, [*SMALL, *TWO, TEXT, f"hydra.run.dir={tmp_path / 'out'}"]) as run:
+        run.wait_for("step 14 of")
+        pids = run.ranks()
+        if hung:
+            os.kill(pids[1], signal.SIGSTOP)
+            time.sleep(1)
+        os.kill(pids[0], signal.SIGTERM)
+        time.sleep(0.05)
+        os.kill(pids[0], signal.SIGTERM)
+        assert run.end(5) in (75, 128 + signal.SIGTERM), run.said()
