@@ -256,6 +256,7 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
     assert done.stdout.count("transformer minilm") == 1
 
 
+@pytest.mark.slow
 def test_two_processes_hold_one_dictionary_together(tmp_path: Path, text_folder: Path) -> None:
     parts = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "inference=unrolled"]
     parts += ["max_vectors=15000", "hidden_states.validation_vectors=1024"]

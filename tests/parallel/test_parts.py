@@ -26,6 +26,7 @@ from dictlearn.sharding import (
     share_out_learned,
 )
 from dictlearn.update import Adam, HessianDiagonalRule, Mairal, Signum, UpdateRule
+from dictlearn.update.guard import StepGuard
 from tests.parallel.processes import on_processes
 from tests.parallel.small import Learned, M, N
 
@@ -214,6 +215,16 @@ def test_the_first_process_has_the_whole_state_and_any_takes_its_part(tmp_path: 
             assert torch.equal(found[key], part if rank > 0 else value), key
             if f"part of {key}" in found:
                 assert torch.equal(found[f"part of {key}"], part)
+
+
+def test_a_gradient_that_is_not_finite_in_one_part_stops_the_step_of_all(tmp_path: Path) -> None:
+    def task(mesh: Mesh) -> bool:
+        gradient = torch.ones(4)
+        if mesh.dictionary.rank == 1:
+            gradient[2] = torch.nan
+        return StepGuard().allows([gradient], mesh.dictionary)
+
+    assert on_processes(2, tmp_path, task) == [False, False]
 
 
 def test_processes_that_the_size_does_not_divide_are_refused() -> None:
