@@ -64,6 +64,7 @@ class Run:
         n_vectors: the budget, which the schedule refers to.
         seed: of the run.
         revive: whether dead atoms are revived as in a default run.
+        strategy: stands in for Lightning's; None: that of one process.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Run:
         seed: int = 0,
         *,
         revive: bool = True,
+        strategy: Any = None,
     ) -> None:
         config = configured([*overrides, f"max_vectors={n_vectors}", f"seed={seed}"])
         sizes = dict(config["dictionary"])
@@ -85,12 +87,13 @@ class Run:
         self.learner.to(x.device)
         self.data, self.batch = Data(x, batch), batch
         trainer = SimpleNamespace(
+            global_rank=0,
             world_size=1,
             global_step=0,
             log_every_n_steps=10**12,
             datamodule=self.data,
             num_training_batches=max(1, n_vectors // batch),
-            strategy=SimpleNamespace(broadcast=lambda atoms: atoms),
+            strategy=strategy or SimpleNamespace(broadcast=lambda atoms: atoms),
         )
         learner: Any = self.learner
         learner._trainer = self.trainer = trainer

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dictlearn import kernels
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError, choice, flag, whole_number
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.seeding import generator
 
 
@@ -25,6 +26,9 @@ class Dictionary(nn.Module):
         dead_after_vectors: an atom that fired for none of so many vectors in a row is dead.
         path: of a run whose dictionary is to be the start, for `start_from`; None: a new one.
         seed: of the random start.
+
+    Attributes:
+        shards: the processes that hold the atoms together; `atoms` are those of this process.
 
     Raises:
         InputError: a number is too small, or `initialization` is not allowed.
@@ -48,6 +52,7 @@ class Dictionary(nn.Module):
         )
         self.dead_after_vectors = whole_number("dictionary.dead_after_vectors", dead_after_vectors)
         self.path, self.seed = path, seed
+        self.shards: Processes = ALONE
         self._started = False
         start = torch.randn(self.n_atoms, self.width, generator=generator(seed, "atoms"))
         self.atoms = nn.Parameter(nn.functional.normalize(start, dim=1))
@@ -116,7 +121,7 @@ class Dictionary(nn.Module):
 
     def decode(self, codes: Codes) -> Tensor:
         """Return `a Phi`, `[n, d]`: the reconstruction of what `centre` returns."""
-        return kernels.reconstruct(codes, self.atoms)
+        return self.shards.sum(kernels.reconstruct(codes, self.atoms))
 
     @torch.no_grad()
     def renormalize_(self) -> None:

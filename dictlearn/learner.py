@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
-from dictlearn import processes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import check_shapes
 from dictlearn.hidden_states import DataModule, HiddenStates, Normalization
 from dictlearn.inference import Inference, Solution, amortisation, objective
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
+from dictlearn.mesh import Mesh, mesh_of, whole_codes
 from dictlearn.metrics import HeldOutMetrics, training_figures
 from dictlearn.metrics.held_out import Measured
 from dictlearn.prox import Moment, Prox
+from dictlearn.sharding import clip_by_norm, share_out_learned, share_out_state
 from dictlearn.update import DictionaryOptimizer, Run, UpdateRule, lr_factor
 
 
@@ -70,6 +71,7 @@ class DictionaryLearner(pl.LightningModule):
         wanted = prox.steered_to
         gain = SLOW_GAIN if inference.differentiable else GAIN
         self.price = None if wanted is None else Price(float(prox.lambda_), wanted, gain)
+        self.mesh = Mesh()
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
@@ -94,15 +96,22 @@ class DictionaryLearner(pl.LightningModule):
         sample = self.data.sample(4 * self.dictionary.n_atoms)
         self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
         self.inference.reset(self.dictionary)
+        self._whole = {name: entry.to("meta") for name, entry in self.state_dict().items()}
+        self.mesh = mesh_of(self.trainer)
+        self.held_out.share(self.mesh.data.group)
+        if not self.mesh.dictionary.alone:
+            share_out_learned(self, self.mesh)
 
     def configure_optimizers(self) -> Any:
         """Build the update rule's optimizer and its schedule, stated in vectors."""
-        per_step = self.data.options.batch_size * self.trainer.world_size
+        per_step = self.data.options.batch_size * self.mesh.data.count
         first = int(next(iter(self.inference.boundaries), 1.0) * self.max_vectors)
         run = Run(self.dictionary.n_atoms, self.dictionary.width, per_step, first)
-        atoms = list(self.dictionary.parameters())
-        rule = self.update.for_run(run)
-        optimizer = rule.build(atoms, list(self.inference.parameters()))
+        given = (list(part.parameters()) for part in (self.dictionary, self.inference))
+        optimizer = self.update.for_run(run).build(*given)
+        optimizer.shards = self.mesh.dictionary
+        if not optimizer.shards.alone:
+            share_out_state(optimizer, self.dictionary, self.inference, self.mesh)
         schedule = LambdaLR(optimizer, lambda step: self._lr_factor(step * per_step))
         return {
             "optimizer": optimizer,
@@ -126,7 +135,10 @@ class DictionaryLearner(pl.LightningModule):
         """Clip what moves the atoms along the sphere; the rest would be undone anyway."""
         if gradient_clip_val and isinstance(optimizer, DictionaryOptimizer):
             optimizer.project_gradient()
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.mesh.dictionary.alone or gradient_clip_algorithm == "value":
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            clip_by_norm(self.dictionary, self.inference, gradient_clip_val)
 
     def sparsity(self, layer: Tensor, *, training: bool = False) -> Prox:
         """Return the sparsity of rows from the layers `[n]`, at this step if in training."""
@@ -162,17 +174,8 @@ class DictionaryLearner(pl.LightningModule):
         prox = self.sparsity(batch.layer, training=True)
         x, solution = self.infer(batch, prox)
         decoded = self.dictionary.decode(solution.codes)
-        view = View(
-            x,
-            decoded,
-            solution,
-            self.dictionary,
-            self.inference,
-            prox,
-            batch.weight,
-            self.is_dead(),
-            self.idle,
-        )
+        parts = (self.dictionary, self.inference, prox, batch.weight, self.is_dead(), self.idle)
+        view = View(x, decoded, solution, *parts)
         loss = self.loss(view)
         self._observe(view)
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -182,20 +185,18 @@ class DictionaryLearner(pl.LightningModule):
 
     @torch.no_grad()
     def _observe(self, view: View) -> None:
-        """Count who fired and how strongly, over the rows of all processes; steer what is
-        steered.
-        """  # noqa: D205
+        """Count who fired and how strongly, over the rows of all; steer what is steered."""
         codes, n = view.solution.codes.detach(), len(view.x)
         optimizer = self.optimizers(use_pl_optimizer=False)
         weighed = isinstance(optimizer, DictionaryOptimizer) and optimizer.weighs_energy
         square = codes.values.square()
         square = square * view.weight[:, None] if weighed else square
-        world = self.trainer.world_size
-        seen = processes.total(torch.stack([codes.sum_over_rows(square) / n, codes.fired()]))
-        energy, fired, vectors = seen[0] / world, seen[1], n * world
+        data, shards = self.mesh
+        seen = data.total(torch.stack([codes.sum_over_rows(square) / n, codes.fired()]))
+        energy, fired, vectors = seen[0] / data.count, seen[1], n * data.count
         self.idle.add_(vectors).masked_fill_(fired > 0, 0)
         self.vectors_seen += vectors
-        l0 = fired.sum() / vectors
+        l0 = shards.total(fired.sum()) / vectors
         self.inference.observe(l0)
         if self.price is not None:
             self.price.observe(l0)
@@ -213,9 +214,10 @@ class DictionaryLearner(pl.LightningModule):
         spread = (
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
-        figures = training_figures(loss, solution.codes, error, spread)
+        shards = self.mesh.dictionary
+        figures = training_figures(loss, solution.codes, error, spread, shards)
         figures |= {
-            "train/dead_fraction": self.is_dead().float().mean(),
+            "train/dead_fraction": shards.mean(self.is_dead().float().mean()),
             "train/lr": torch.tensor(self._rate()),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
         }
@@ -231,9 +233,10 @@ class DictionaryLearner(pl.LightningModule):
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
         prox = self.sparsity(batch.layer)
         x, solution = self.infer(batch, prox, certify=True)
-        codes = solution.codes
-        raw = self.raw(self.dictionary.decode(codes), batch.layer)
-        value = objective(x, codes, self.dictionary.atoms, prox)
+        shards = self.mesh.dictionary
+        raw = self.raw(self.dictionary.decode(solution.codes), batch.layer)
+        value = objective(x, solution.codes, self.dictionary.atoms, prox, shards)
+        codes = whole_codes(solution.codes, shards)
         self.held_out.update(
             Measured(
                 batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
@@ -249,8 +252,9 @@ class DictionaryLearner(pl.LightningModule):
         encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
         if encoder is not None and sum(len(x) for x, _ in self._some) > 0:
             x, layer = (torch.cat(parts) for parts in zip(*self._some, strict=True))
-            prox = self.sparsity(layer)
-            pair = amortisation(x, encoder(x, atoms, prox).codes, atoms, prox)
+            prox, shards = self.sparsity(layer), self.mesh.dictionary
+            codes = whole_codes(encoder(x, atoms, prox).codes, shards)
+            pair = amortisation(x, codes, shards.joined(atoms), prox)
         self._some.clear()
         # Sums of nothing otherwise: all processes have some to share, and the metric is content.
         none = atoms.new_zeros(1)
@@ -270,17 +274,13 @@ class DictionaryLearner(pl.LightningModule):
         """Return which atoms have not fired for `dictionary.dead_after_vectors`, bool `[m]`."""
         return self.idle >= self.dictionary.dead_after_vectors
 
-    def residual(self, states: HiddenStates) -> Tensor:
-        """Return what the dictionary leaves of `n` vectors, `[n, d]`, in the normalised space."""
-        x, solution = self.infer(states)
-        return (x - self.dictionary.decode(solution.codes)).detach()
-
     @torch.no_grad()
     def replace_atoms(self, indices: Tensor, atoms: Tensor) -> None:
         """Put unit rows `atoms: [k, d]` in the place of atoms `indices: [k]`, and let them start
-        anew: no moments, no energy, not idle.
+        anew: no moments, no energy, not idle. The indices count the atoms of all shards.
         """  # noqa: D205
-        self.dictionary.atoms[indices] = atoms
+        mine, indices = self.mesh.dictionary.own(indices, self.dictionary.n_atoms)
+        self.dictionary.atoms[indices] = atoms[mine]
         self.inference.reset_atoms(self.dictionary, indices)
         self.idle[indices] = 0
         optimizer = self.optimizers(use_pl_optimizer=False)
@@ -294,7 +294,7 @@ class DictionaryLearner(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take them up again; InputError if they are of another dictionary or encoder."""
-        check_shapes(checkpoint["state_dict"], self.state_dict())
+        check_shapes(checkpoint["state_dict"], self._whole)
         self.vectors_seen = int(checkpoint["vectors_seen"])
         held_out = checkpoint.get("held_out", {"figures": {}, "step": -1})
         self.held_out_figures, self.validated_at = held_out["figures"], held_out["step"]

@@ -17,6 +17,7 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError, number, whole_number
 from dictlearn.inference import Inference, Solution
+from dictlearn.inference.merging import among_largest, top_of_rows
 from dictlearn.kernels import reconstruct
 from dictlearn.prox import Prox
 
@@ -28,7 +29,8 @@ class View(NamedTuple):
         x: what was coded, `[n, d]`: normalised and less the dictionary's bias.
         decoded: its reconstruction `a Phi`, `[n, d]`.
         solution: the codes and what the encoder adds to the loss.
-        dictionary: the atoms.
+        dictionary: the atoms; where processes hold them together, codes and what else belongs to
+            atoms are those of this process.
         inference: the encoder.
         prox: the sparsity of this step.
         weight: of every row, `[n]`.
@@ -134,29 +136,33 @@ class AuxK:
 
     def auxiliary(self, view: View) -> Tensor:
         """Return the auxiliary loss alone, 0-dimensional."""
-        count = min(self.max_candidates, len(view.idle))
+        count = min(self.max_candidates, view.dictionary.n_atoms)
         if view.idle.device.type == "cpu":
             # Where looking is free; elsewhere the host would wait for the device at every step.
-            count = min(count, int(view.dead.sum()))
+            count = min(count, int(view.dictionary.shards.total(view.dead.sum())))
         return self.among(view, count) if count > 0 else view.x.new_zeros(())
 
     def among(self, view: View, count: int) -> Tensor:
         """Return the auxiliary loss of the dead among the `count` longest idle atoms."""
-        idle, chosen = view.idle.where(view.dead, -1).topk(count)
-        dead = idle >= 0
+        shards, own = view.dictionary.shards, min(count, len(view.idle))
+        idle, chosen = view.idle.where(view.dead, -1).topk(own)
+        dead = (idle >= 0) & among_largest(idle[None], count, shards)[0]
         assert isinstance(view.inference, Scored)
         scores = view.inference.scores(view.x.detach(), view.dictionary.atoms, chosen)
         values, atoms = torch.relu(scores) * dead, view.dictionary.atoms[chosen]
         codes = Codes.from_dense(values)
         if self.k_aux < count:
-            codes = Codes(*values.topk(self.k_aux, dim=1, sorted=False), count)
+            best = values.topk(min(self.k_aux, own), dim=1, sorted=False)
+            codes = top_of_rows(Codes(*best, own), self.k_aux, shards)
         residual = (view.x - view.decoded).detach()
-        error = _weighted(view, _squared(residual - reconstruct(codes, atoms)))
+        decoded = shards.sum(reconstruct(codes, atoms))
+        error = _weighted(view, _squared(residual - decoded))
         # Of all processes, so that the mean of their gradients is that of the whole ratio.
         middle = processes.mean(residual.mean(0))
         spread = processes.mean(_weighted(view, _squared(residual - middle)))
         smallest = torch.finfo(spread.dtype).tiny
-        return 0.5 * self.coefficient * dead.any() * error / spread.clamp_min(smallest)
+        any_dead = shards.largest(dead.any().to(error.dtype))
+        return 0.5 * self.coefficient * any_dead * error / spread.clamp_min(smallest)
 
 
 @dataclass(frozen=True)
@@ -192,11 +198,12 @@ class Matryoshka:
     def __call__(self, view: View) -> Tensor:
         """Return the loss, 0-dimensional."""
         codes, atoms = view.solution.codes, view.dictionary.atoms
-        ends = self._ends(len(atoms))
+        shards, ends = view.dictionary.shards, self._ends(view.dictionary.n_atoms)
+        before = shards.rank * len(atoms)  # atoms of the shards before this one
         decoded = torch.zeros_like(view.decoded)
         error = 0.5 * _squared(view.x - view.decoded)
         for first, end in zip([0, *ends], ends[:-1], strict=False):
-            decoded = decoded + _part(codes, atoms, first, end)
+            decoded = decoded + shards.sum(_part(codes, atoms, first - before, end - before))
             error = error + 0.5 * _squared(view.x - decoded)
         return _weighted(view, error / len(ends) + _price(view))
 
@@ -216,14 +223,16 @@ class Matryoshka:
 def _part(codes: Codes, atoms: Tensor, first: int, end: int) -> Tensor:
     """Return what the atoms from `first` to before `end` decode to, `[n, d]`."""
     if codes.indices is None:
-        return codes.values[:, first:end] @ atoms[first:end]
+        part = slice(max(first, 0), max(end, 0))
+        return codes.values[:, part] @ atoms[part]
     inside = (codes.indices >= first) & (codes.indices < end)
     return reconstruct(codes._replace(values=codes.values * inside), atoms)
 
 
 def _price(view: View) -> Tensor:
     """Return the penalty of every row and what its encoder adds, `[n]`."""
-    price, extra = view.prox.value(view.solution.codes), view.solution.extra_loss
+    price = view.dictionary.shards.sum(view.prox.value(view.solution.codes))
+    extra = view.solution.extra_loss
     return price if extra is None else price + extra
 
 

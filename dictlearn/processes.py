@@ -1,12 +1,16 @@
 """What the processes of a run know together; of one process everything is returned as it is.
 
 All processes of a group call the same functions in the same order, whatever their own rows are.
+Without a group they are those of `among`, and outside of it all processes of the run.
 
 Legend: n rows of this process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,16 +23,33 @@ DIGIT = 11
 """Bits that one exchange of `kth_largest` decides: the counts of 2,048 digits are 16 kB."""
 
 
+_AMONG: ContextVar[ProcessGroup | None] = ContextVar("among", default=None)
+
+
+@contextmanager
+def among(group: ProcessGroup | None) -> Iterator[None]:
+    """Let a group be the processes that share a batch out, where others see the same rows.
+
+    Args:
+        group: what the functions of this module take without a group; None: all processes.
+    """
+    token = _AMONG.set(group)
+    try:
+        yield
+    finally:
+        _AMONG.reset(token)
+
+
 def world_size(group: ProcessGroup | None = None) -> int:
-    """Return how many processes there are in a group, in the whole run if None."""
+    """Return how many processes there are in a group."""
     if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size(group)
+        return distributed.get_world_size(_of(group))
     return 1
 
 
 def rank(group: ProcessGroup | None = None) -> int:
     """Return the number of this process within a group, counted from 0."""
-    return distributed.get_rank(group) if world_size(group) > 1 else 0
+    return distributed.get_rank(_of(group)) if world_size(group) > 1 else 0
 
 
 @torch.no_grad()
@@ -60,7 +81,7 @@ def gathered(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
     if world == 1:
         return value
     parts = [torch.empty_like(value) for _ in range(world)]
-    distributed.all_gather(parts, value.contiguous(), group=group)
+    distributed.all_gather(parts, value.contiguous(), group=_of(group))
     return torch.cat(parts)
 
 
@@ -162,5 +183,9 @@ def _reduced(
     value: Tensor, how: distributed.ReduceOp.RedOpType, group: ProcessGroup | None
 ) -> Tensor:
     value = value.detach().clone(memory_format=torch.contiguous_format)
-    distributed.all_reduce(value, how, group=group)
+    distributed.all_reduce(value, how, group=_of(group))
     return value
+
+
+def _of(group: ProcessGroup | None) -> ProcessGroup | None:
+    return _AMONG.get() if group is None else group

@@ -33,8 +33,10 @@ from dictlearn.hidden_states import (
 )
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
+from dictlearn.mesh import data_processes, n_shards
 from dictlearn.noise import quiet
 from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
+from dictlearn.sharding import check_shards
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.saved import load, save_dictionary
@@ -71,7 +73,11 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     else:
         learner, data = compose(config, values)
     trainer = _trainer(config, data, start, callbacks(config, variants, run_dir))
-    refuse_finished(checkpoint, data.n_steps(trainer.world_size), run_dir)
+    if (shards := n_shards(trainer)) > 1:
+        for name, part in learners(learner).items():
+            with _told_of(name):
+                check_shards(part, shards)
+    refuse_finished(checkpoint, data.n_steps(data_processes(trainer)), run_dir)
     for callback in _saving(trainer):
         callback.also.append(lambda: _save(run_dir, learner, data, {}))
     try:
@@ -81,8 +87,9 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         for callback in _saving(trainer):
             callback.finish(trainer)
         figures |= _training_figures(trainer, learner, data)
+        _save(run_dir, learner, data, figures)
         if trainer.is_global_zero:
-            _leave(run_dir, learner, data, figures)
+            _leave(run_dir, learner, figures)
             for name in learners(learner):
                 title = f"{config.name}-{name}" if name else config.name
                 own, folder = own_figures(figures, name), place_of(run_dir, name) / "dictionary"
@@ -146,11 +153,11 @@ def compose_several(
 
 @contextmanager
 def _told_of(name: str) -> Iterator[None]:
-    """Say which variant a mistake is in."""
+    """Say which variant a mistake is in, if there are several."""
     try:
         yield
     except InputError as error:
-        raise InputError(f"variant {name}: {error}") from error
+        raise InputError(f"variant {name}: {error}" if name else str(error)) from error
 
 
 def _parts(config: DictConfig) -> dict[str, Any]:
@@ -240,7 +247,7 @@ def _trainer(
             f"trainer.precision={trainer.precision}: the dictionary is learned in 32 bits; "
             "transformer.dtype=bfloat16 makes the transformer faster."
         )
-    steps = data.n_steps(trainer.world_size)
+    steps = data.n_steps(data_processes(trainer))
     every = int(steps * share) if share <= 1 else int(share)
     trainer.val_check_interval = max(1, min(every, steps))
     return trainer
@@ -277,10 +284,13 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
 
 
 def _save(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, float]) -> None:
-    """Write the artefacts as they are now; `figures` are known at the end only."""
+    """Write the artefacts as they are now, on all processes together: each may hold a part.
+
+    `figures` are known at the end only.
+    """
     for name, part in learners(learner).items():
         values = part.hparams["config"]
-        if name:  # as a run of its own would have it
+        if name and part.mesh.is_first:  # as a run of its own would have it
             path = place_of(run_dir, name) / ".hydra" / "config.yaml"
             write_text(path, OmegaConf.to_yaml(OmegaConf.create(values)))
         prox = dict(values["prox"])
@@ -297,11 +307,11 @@ def _save(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, 
                 **data.about(),
                 "metrics": own_figures(figures, name),
             },
+            write=part.mesh.is_first,
         )
 
 
-def _leave(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, float]) -> None:
-    _save(run_dir, learner, data, figures)
+def _leave(run_dir: Path, learner: Learner, figures: dict[str, float]) -> None:
     for name in {"": None, **learners(learner)}:
         text = json.dumps(own_figures(figures, name), indent=2, sort_keys=True) + "\n"
         write_text(place_of(run_dir, name) / "metrics.json", text)

@@ -14,11 +14,12 @@ PACKAGE = Path(dictlearn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What every room may import of ours (besides itself). The flow goes downwards and never back.
-BOTTOM = {"errors", "seeding", "codes", "processes", "storage.atomic"}
+BOTTOM = {"errors", "seeding", "codes", "processes", "mesh", "storage.atomic"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "seeding": set(),
     "codes": set(),
+    "mesh": {"codes"},
     "noise": set(),
     "processes": set(),
     "storage.atomic": set(),
@@ -35,12 +36,15 @@ ARROWS: dict[str, set[str]] = {
     "inference": BOTTOM | {"prox", "kernels", "dictionary"},
     "update": BOTTOM,
     "losses": BOTTOM | {"prox", "kernels", "dictionary", "inference"},
+    "sharding": BOTTOM | {"dictionary", "inference", "prox", "update"},
     "metrics": BOTTOM,
     "storage": BOTTOM
     | {"prox", "dictionary", "inference", "hidden_states", "transformer", "configuration"},
     "learner": BOTTOM
-    | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"},
+    | {"losses", "prox", "dictionary", "inference", "update", "metrics", "hidden_states"}
+    | {"sharding"},
     "ensemble": BOTTOM | {"learner", "hidden_states", "update"},
+    "parallel": BOTTOM | {"ensemble", "sharding"},
     "variants": {"errors", "configuration"},
     "analysis": BOTTOM | {"storage"},
     "explorer": BOTTOM | {"analysis"},
@@ -63,6 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "loggers",
         "noise",
         "resuming",
+        "sharding",
         "storage",
         "variants",
     },

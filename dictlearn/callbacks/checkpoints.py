@@ -20,6 +20,7 @@ from dictlearn.callbacks.signals import StopSignals
 from dictlearn.ensemble import learners
 from dictlearn.errors import InputError, Stopped, choice, number, whole_number
 from dictlearn.loggers import history_rows, rewind
+from dictlearn.mesh import data_processes
 from dictlearn.storage import committed as storage
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 
@@ -51,7 +52,7 @@ class RunCheckpoints(Checkpoint):
         requeue: whether a job of SLURM is put back into the queue when SIGUSR1 announces its end.
 
     Attributes:
-        also: what else is written at every checkpoint by process 0, after it counts.
+        also: what else is done at every checkpoint, after it counts; called by all processes.
         seconds: spent on saving so far, with what else is written.
 
     Raises:
@@ -106,9 +107,7 @@ class RunCheckpoints(Checkpoint):
             choice("callbacks.checkpoint.monitor", self.monitor, learner.held_out.names)
         restore_random_state(self._random, trainer.global_rank)
         if trainer.global_step == 0:
-            rewind(
-                trainer.loggers, [0]
-            )  # what a process left that was killed before its first checkpoint
+            rewind(trainer.loggers, [0])  # what was left by one killed before its first checkpoint
         children = getattr(trainer.strategy.launcher, "procs", [])
         self._signals = StopSignals(lambda: [child.kill() for child in children])
         self._signals.install()
@@ -191,13 +190,14 @@ class RunCheckpoints(Checkpoint):
             failure = error
             trainer.strategy.barrier("Trainer.save_checkpoint")
         if trainer.is_global_zero and failure is None:
-            try:
-                self._commit(trainer, path, step, best)
-            except OSError as error:
-                failure = error
+            failure = storage.failure_of([lambda: self._commit(trainer, path, step, best)])
+        failed = trainer.strategy.broadcast(failure is not None)
+        if not failed and self.also:
+            failure = storage.failure_of(self.also)
+            failed = trainer.strategy.broadcast(failure is not None)
         self._saved_step, self._saved_at = step, time.monotonic()
         self.seconds += self._saved_at - began
-        if trainer.strategy.broadcast(failure is not None):
+        if failed:
             self._missed(path, failure)
         else:
             self._failures = 0
@@ -213,8 +213,6 @@ class RunCheckpoints(Checkpoint):
             storage.commit(storage.also_known_as(entry, name), step, self._number, entry.digest)
         for old in storage.superseded(storage.committed(self.folder), self.keep, name):
             storage.remove(old)
-        for write in self.also:
-            write()
 
     def _missed(self, path: Path, failure: OSError | None) -> None:
         self._failures += 1
@@ -291,7 +289,7 @@ class RunCheckpoints(Checkpoint):
             )
         step = int(checkpoint["global_step"])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        n_steps = data.n_steps(trainer.world_size)
+        n_steps = data.n_steps(data_processes(trainer))
         if step < n_steps:
             due = validates_after(trainer, step, n_steps)
             set_between_steps(checkpoint["loops"], step, due, known["stage"] == BEFORE)

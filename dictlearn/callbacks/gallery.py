@@ -19,6 +19,7 @@ from dictlearn.codes import Codes
 from dictlearn.errors import InputError, whole_number
 from dictlearn.explorer.factors_page import FactorsPage, Group, render
 from dictlearn.loggers.report import log_page
+from dictlearn.mesh import mesh_of
 from dictlearn.seeding import generator
 from dictlearn.storage.atomic import write_text
 
@@ -128,6 +129,8 @@ class FactorGallery(pl.Callback):
                 "callbacks.gallery needs a validation_step that returns {'codes': Codes}; "
                 "leave the gallery out with '~callbacks.gallery'."
             )
+        if mesh_of(trainer).dictionary.rank > 0:
+            return  # of those that have seen the same rows one keeps the codes
         codes: Codes = outputs["codes"]
         self._n_atoms = codes.n_atoms
         if self._n_codes >= self.max_codes:

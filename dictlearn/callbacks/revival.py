@@ -28,7 +28,8 @@ class DeadAtomRevival(pl.Callback):
     that are nearly the same the rarer one goes. The other moves to the mean of the two, weighted
     by the energy of their codes, and takes over what the optimizer knows of them; the codes it
     takes over by itself, being what inference then finds.
-    The batch is that of all processes.
+    The batch is that of all processes; where several hold the dictionary together, it is whole in
+    each of them for that moment.
 
     Args:
         every_vectors: how often to look, in training vectors of all processes.
@@ -70,22 +71,25 @@ class DeadAtomRevival(pl.Callback):
         if not isinstance(pl_module, DictionaryLearner):
             raise TypeError("DeadAtomRevival works on a DictionaryLearner")
         seen = pl_module.vectors_seen
-        last = seen - len(batch.vectors) * trainer.world_size
+        last = seen - len(batch.vectors) * pl_module.mesh.data.count
         crossed = seen // self.every_vectors > last // self.every_vectors
         if crossed and batch_idx < self.until_fraction * trainer.num_training_batches:
-            self._revive(trainer, pl_module, batch)
+            with processes.among(pl_module.mesh.data.group):
+                self._revive(trainer, pl_module, batch)
 
     @torch.no_grad()
     def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:
-        dead = learner.is_dead()
+        joined = learner.mesh.dictionary.joined
+        dead = joined(learner.is_dead())
         if self.duplicate_cosine is None and not dead.any():
             return
         x, solution = learner.infer(batch, learner.sparsity(batch.layer))
         codes = solution.codes.detach()
         residual = (x - learner.dictionary.decode(codes)).detach()
-        energy = processes.total(codes.sum_over_rows(codes.values.square()))
+        energy = processes.total(joined(codes.sum_over_rows(codes.values.square())))
         error = processes.gathered(residual.square().sum(-1))
-        twins = self._twins(learner, energy, dead)
+        atoms = joined(learner.dictionary.atoms.detach())
+        twins = self._twins(atoms, energy, joined(learner.idle), dead)
         places = torch.cat([dead.nonzero().flatten(), twins.gone])
         draws = generator(self.seed, "revival", trainer.global_step)
         rows = sample_by_error(error, len(places), draws)
@@ -95,20 +99,20 @@ class DeadAtomRevival(pl.Callback):
         places, rows, *pairs = _of_first_process(trainer, decided)
         if len(places):
             fresh = torch.nn.functional.normalize(processes.rows_of_all(residual, rows), dim=-1)
-            self._replace(learner, places, fresh, Twins(*pairs), energy)
+            means = merge_directions(atoms, energy, Twins(*pairs))
+            self._replace(learner, places, fresh, Twins(*pairs), means)
             log.info(
                 "%d dead or double atoms replaced at step %d", len(places), trainer.global_step
             )
 
-    def _twins(self, learner: DictionaryLearner, energy: Tensor, dead: Tensor) -> Twins:
+    def _twins(self, atoms: Tensor, energy: Tensor, idle: Tensor, dead: Tensor) -> Twins:
         """Return the double atoms among the living; the batch's energy says which is rarer."""
         if self.duplicate_cosine is None:
             none = torch.empty(0, dtype=torch.int64, device=dead.device)
             return Twins(none, none)
         living = (~dead).nonzero().flatten()
-        usage = usage_rank(energy[living], learner.idle[living])
-        atoms = learner.dictionary.atoms.detach()[living]
-        kept, gone = find_twins(atoms, usage, self.duplicate_cosine)
+        usage = usage_rank(energy[living], idle[living])
+        kept, gone = find_twins(atoms[living], usage, self.duplicate_cosine)
         return Twins(living[kept], living[gone])
 
     def _replace(
@@ -117,13 +121,14 @@ class DeadAtomRevival(pl.Callback):
         places: Tensor,
         fresh: Tensor,
         twins: Twins,
-        energy: Tensor,
+        means: Tensor,
     ) -> None:
         """Merge the double atoms, then put the fresh ones in their places."""
-        optimizer, atoms = learner.optimizers(use_pl_optimizer=False), learner.dictionary.atoms
+        optimizer = learner.optimizers(use_pl_optimizer=False)
         if hasattr(optimizer, "merge_atoms"):
             optimizer.merge_atoms(*twins)
-        atoms[twins.kept] = merge_directions(atoms.detach(), energy, twins)
+        mine, own = learner.mesh.dictionary.own(twins.kept, learner.dictionary.n_atoms)
+        learner.dictionary.atoms[own] = means[mine]
         learner.replace_atoms(places, fresh)
         self.revived += len(places)
         self.merged += len(twins.gone)

@@ -12,6 +12,7 @@ import torch
 
 from dictlearn.callbacks.utilisation import model_flops, multiplication_ceiling
 from dictlearn.ensemble import learners
+from dictlearn.mesh import mesh_of
 
 PHASES = ("waiting", "inference", "update")
 
@@ -116,7 +117,7 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count the batch, and log the figures since the last logged step."""
         self._phases["update"] += self._lap()
-        self.vectors += len(batch.vectors) * trainer.world_size
+        self.vectors += len(batch.vectors) * mesh_of(trainer).data.count
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self._pause()

@@ -18,7 +18,7 @@ from dictlearn.hidden_states.module import DataModule, TrainingBatches
 from dictlearn.hidden_states.options import StreamOptions
 from dictlearn.hidden_states.order import PER_STEP
 from dictlearn.hidden_states.statistics import Normalization, measure
-from dictlearn.hidden_states.stream import LaneStream, Share, lane_block_bytes
+from dictlearn.hidden_states.stream import LaneStream, Share, joined, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
 from dictlearn.hidden_states.weights import token_weights
 from dictlearn.text import Blocks, TokenStore, pack, tokenize
@@ -159,12 +159,13 @@ class HiddenStateDataModule(DataModule):
                 f" {len(self.layers)} layers): max_vectors={self.max_vectors} goes round it again,"
                 f" {wanted / n_vectors:.1f} times in all."
             )
+        made = share.split(self._mesh().dictionary)
         blocks = 2 if self._prefetch() else 1
         size = lane_block_bytes(self._train, options.sequences_per_block)
         self._say(
-            f"Hidden states in memory: {len(share.lanes)} lanes x {blocks} blocks of"
+            f"Hidden states in memory: {len(made.lanes)} lanes x {blocks} blocks of"
             f" {options.sequences_per_block} sequences, at most"
-            f" {len(share.lanes) * blocks * size / 2**20:.1f} MiB in each process."
+            f" {len(made.lanes) * blocks * size / 2**20:.1f} MiB in each process."
         )
         return TrainingBatches(self, share, n_steps)
 
@@ -184,9 +185,11 @@ class HiddenStateDataModule(DataModule):
 
     def iterate(self, share: Share, n_steps: int) -> Iterator[HiddenStates]:
         """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""
-        first = self._first_step()
-        stream = LaneStream(self._plan, self._train, share, first, n_steps, self._prefetch())
-        self._iterators.append(iter(stream))
+        together = self._mesh().dictionary
+        made, first = share.split(together), self._first_step()
+        stream = LaneStream(self._plan, self._train, made, first, n_steps, self._prefetch())
+        batches = iter(stream)
+        self._iterators.append(batches if made == share else joined(batches, made, together))
         return self._iterators[-1]
 
     def val_dataloader(self) -> ValidationBatches | list[HiddenStates]:

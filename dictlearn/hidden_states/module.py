@@ -17,6 +17,7 @@ from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.order import check_order
 from dictlearn.hidden_states.statistics import Normalization, Statistics
 from dictlearn.hidden_states.validation import spread_sample
+from dictlearn.mesh import Mesh, mesh_of
 from dictlearn.text import TokenStore
 
 log = logging.getLogger(__name__)
@@ -210,10 +211,12 @@ class DataModule(pl.LightningDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _rank_and_world(self) -> tuple[int, int]:
-        if self.trainer is None:
-            return 0, 1
-        return self.trainer.global_rank, self.trainer.world_size
+        data = self._mesh().data
+        return data.rank, data.count
+
+    def _mesh(self) -> Mesh:
+        return Mesh() if self.trainer is None else mesh_of(self.trainer)
 
     def _say(self, sentence: str) -> None:
-        if self._rank_and_world()[0] == 0:
+        if self.trainer is None or self.trainer.is_global_zero:
             log.info(sentence)

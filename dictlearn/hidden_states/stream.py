@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from dictlearn.hidden_states.background import Background, Foreground, Pending, 
 from dictlearn.hidden_states.batch import HiddenStates, TokenStates
 from dictlearn.hidden_states.extraction import Extractor
 from dictlearn.hidden_states.lanes import LaneBlock, LanePlan
+from dictlearn.mesh import Processes
 
 
 class Share(NamedTuple):
@@ -51,6 +53,35 @@ class Share(NamedTuple):
                 f" set hidden_states.batch_size={fitting}."
             )
         return cls(range(rank * per_process, (rank + 1) * per_process), rows)
+
+    def split(self, others: Processes) -> Share:
+        """Return what this process makes of it, where others take the same rows.
+
+        If the lanes cannot be split evenly, everything.
+        """
+        if len(self.lanes) % others.count:
+            return self
+        return self._replace(lanes=self.lanes[others.rank :: others.count])
+
+
+def joined(
+    batches: Generator[HiddenStates, None, None], made: Share, others: Processes
+) -> Generator[HiddenStates, None, None]:
+    """Yield the rows of all processes that split a share, in the order of its lanes.
+
+    Args:
+        batches: of the lanes of this process.
+        made: those lanes, and rows of each.
+        others: the processes that split the share.
+    """
+    with closing(batches):
+        for batch in batches:
+            columns = []
+            for column in batch:
+                shape = (others.count, len(made.lanes), made.rows, *column.shape[1:])
+                parts = others.joined(column).view(shape)
+                columns.append(parts.transpose(0, 1).flatten(0, 2))
+            yield HiddenStates(*columns)
 
 
 class ShuffledBlock(NamedTuple):

@@ -16,6 +16,7 @@ from dictlearn.errors import InputError, number, whole_number
 from dictlearn.inference.objective import gap_of
 from dictlearn.inference.solvers import Fista, Solver
 from dictlearn.inference.spectrum import largest_eigenvalue
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import Penalty, Priced, Prox
 
 FLOAT32_TOLERANCE = 1e-5
@@ -52,6 +53,7 @@ def infer(
     initial: Codes | None = None,
     step_size: Tensor | None = None,
     check_every: int = 10,
+    shards: Processes = ALONE,
 ) -> Solution:
     """Solve `min_a 1/2 |x - a Phi|^2 + penalty(a)` for every row.
 
@@ -69,6 +71,7 @@ def infer(
         initial: codes to start from, zeros if None.
         step_size: 1 / largest eigenvalue of `Phi Phi^T` if None.
         check_every: steps between two looks at the gap, each as dear as a step.
+        shards: the processes that hold the atoms together; atoms and codes are of this one's.
 
     Raises:
         InputError: widths differ, the sparsity is not convex, or the tolerance is below what
@@ -79,14 +82,15 @@ def infer(
     whole_number("inference.check_every", check_every)
     work = working_dtype(x, tolerance)
     solver = Fista() if solver is None else solver
-    step_size = 1 / largest_eigenvalue(atoms)[0] if step_size is None else step_size
+    if step_size is None:
+        step_size = 1 / largest_eigenvalue(atoms, shards=shards)[0]
     x_, atoms_, step_ = x.to(work), atoms.to(work), step_size.to(work)
 
     def solve(penalty: Penalty, start: Codes | None) -> Solution:
         codes = x_.new_zeros(len(x), len(atoms)) if start is None else start.dense().to(work)
         return _descend(
             x_, atoms_, penalty, solver, step_size=step_, tolerance=tolerance, start=codes,
-            max_steps=max_steps, check_every=check_every,
+            max_steps=max_steps, check_every=check_every, shards=shards,
         )  # fmt: skip
 
     return in_rounds(x_, sparsity, initial, solve, x.dtype)
@@ -128,6 +132,7 @@ def _descend(
     tolerance: float,
     max_steps: int,
     check_every: int,
+    shards: Processes,
 ) -> Solution:
     """Solve one convex problem from dense codes `start: [n, m]`; see `infer`."""
     codes = start.clone()
@@ -136,14 +141,15 @@ def _descend(
     state = solver.start(start)
     steps = 0
     while steps < max_steps and (len(rows) > 0 or steps == 0):
-        state = solver.step(x, atoms, penalty, state, step_size)
+        state = solver.step(x, atoms, penalty, state, step_size, shards)
         steps += 1
         last = steps == max_steps
         if last or (tolerance > 0 and steps % check_every == 0):
-            residual = x - state.codes @ atoms
+            residual = x - shards.total(state.codes @ atoms)
             now = gap_of(
-                x, Codes.from_dense(state.codes), residual, residual @ atoms.T, penalty
+                x, Codes.from_dense(state.codes), residual, residual @ atoms.T, penalty, shards
             )  # fmt: skip
+            now = shards.largest(now)  # all go on with the same rows, whatever rounding says
             leave = torch.ones_like(now, dtype=torch.bool) if last else now <= tolerance
             codes[rows[leave]] = state.codes[leave]
             gap[rows[leave]] = now[leave]

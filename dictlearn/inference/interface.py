@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
+from dictlearn.errors import InputError
 from dictlearn.inference.driver import Solution
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import Prox
 
 
@@ -23,9 +25,12 @@ class Inference(nn.Module, ABC):
     Attributes:
         differentiable: whether codes carry gradients, to the encoder's own parameters and to
             the atoms. If not, they are constants of the dictionary's loss.
+        shards: the processes that hold the atoms together; parameters, atoms and codes are then
+            those of this process.
     """
 
     differentiable: bool
+    shards: Processes = ALONE
 
     @property
     def needs_price(self) -> bool:
@@ -41,6 +46,13 @@ class Inference(nn.Module, ABC):
     def boundaries(self) -> tuple[float, ...]:
         """Shares of the run at which its phase changes; the schedule starts anew there."""
         return ()
+
+    def check_shards(self) -> None:
+        """Raise InputError unless it can work with atoms that several processes hold."""
+        raise InputError(
+            "trainer=dictionary_parallel has no such inference yet: choose inference=unrolled, "
+            "autoencoder, fista, greedy_fista or ista."
+        )
 
     def advance(self, fraction: float) -> None:
         """Take note of the share of the run that is done, before every training step."""

@@ -59,6 +59,9 @@ class Iterative(Inference):
         prox.check(dictionary.n_atoms)
         self.register_buffer("direction", torch.zeros_like(dictionary.atoms[0].detach()))
 
+    def check_shards(self) -> None:
+        """Accept: every sum over atoms may be one over processes."""
+
     def reset(self, dictionary: Dictionary) -> None:
         """Forget the leading eigenvector."""
         self.direction.zero_()
@@ -79,7 +82,7 @@ class Iterative(Inference):
 
         The eigenvector is kept only in training, so that evaluation changes no state.
         """
-        curvature, direction = largest_eigenvalue(atoms, self.direction)
+        curvature, direction = largest_eigenvalue(atoms, self.direction, self.shards)
         if self.training:
             self.direction.copy_(direction)
         return infer(
@@ -92,6 +95,7 @@ class Iterative(Inference):
             initial=initial,
             step_size=1 / curvature,
             check_every=self.check_every,
+            shards=self.shards,
         )
 
 
@@ -124,6 +128,9 @@ class FistaSeed(Inference):
         check_convex(prox)
         prox.check(dictionary.n_atoms)
 
+    def check_shards(self) -> None:
+        """Accept: every sum over atoms may be one over processes."""
+
     def reset(self, dictionary: Dictionary) -> None:
         """Do nothing: there is no state."""
 
@@ -147,5 +154,6 @@ class FistaSeed(Inference):
             Fista(restart=False),
             tolerance=0.0,
             max_steps=self.max_steps,
-            step_size=1 / exact_largest_eigenvalue(atoms),
+            step_size=1 / exact_largest_eigenvalue(atoms, self.shards),
+            shards=self.shards,
         )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.kernels import reconstruct
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import Priced, Prox
 
 Pairs = tuple[Tensor, Tensor]
@@ -43,7 +44,12 @@ Sparse = Callable[[int, Tensor, Layer, Pairs | None], Codes]
 
 
 def dense_layers(
-    x: Tensor, layers: Sequence[Layer], betas: Sequence[Tensor], initial: Codes | None, make: Dense
+    x: Tensor,
+    layers: Sequence[Layer],
+    betas: Sequence[Tensor],
+    initial: Codes | None,
+    make: Dense,
+    shards: Processes = ALONE,
 ) -> Codes:
     """Run the layers on dense codes.
 
@@ -53,26 +59,28 @@ def dense_layers(
         betas: momentum between layers, T - 1 numbers, or none.
         initial: codes to start from, zeros if None.
         make: the sparsity.
+        shards: the processes that hold the atoms together; layers and codes are of this one's.
     """
     start = None if initial is None else initial.dense()
     before = start
-    codes = make(0, _point(x, start, layers[0]), layers[0])
+    codes = make(0, _point(x, start, layers[0], shards), layers[0])
     for t, layer in enumerate(layers[1:], start=1):
         start = codes.dense()
         if betas:
             difference = start if before is None else start - before
-            before, start = start, torch.addcmul(start, betas[t - 1], difference)
-        codes = make(t, _point(x, start, layer), layer)
+            beta = shards.spread(betas[t - 1])
+            before, start = start, torch.addcmul(start, beta, difference)
+        codes = make(t, _point(x, start, layer, shards), layer)
     return codes
 
 
-def _point(x: Tensor, start: Tensor | None, layer: Layer) -> Tensor:
-    residual = x if start is None else x - start @ layer.synthesis
-    change = (residual * layer.step) @ layer.weight.T
+def _point(x: Tensor, start: Tensor | None, layer: Layer, shards: Processes) -> Tensor:
+    residual = x if start is None else x - shards.sum(start @ layer.synthesis)
+    change = shards.spread(residual * layer.step) @ layer.weight.T
     return change if start is None else start + change
 
 
-def priced(prox: Prox, x: Tensor) -> Dense:
+def priced(prox: Prox, x: Tensor, shards: Processes = ALONE) -> Dense:
     """Return the sparsity of layers whose codes have a price, a ridge among it."""
     ridge = prox.penalty(x).ridge if isinstance(prox, Priced) else 0.0
 
@@ -80,13 +88,18 @@ def priced(prox: Prox, x: Tensor) -> Dense:
         codes = prox(point, layer.threshold)
         if ridge == 0:
             return codes
-        return codes._replace(values=codes.values / (1 + layer.step * ridge))
+        return codes._replace(values=codes.values / (1 + shards.spread(layer.step) * ridge))
 
     return make
 
 
 def sparse_layers(
-    x: Tensor, layers: Sequence[Layer], betas: Sequence[Tensor], initial: Codes | None, make: Sparse
+    x: Tensor,
+    layers: Sequence[Layer],
+    betas: Sequence[Tensor],
+    initial: Codes | None,
+    make: Sparse,
+    shards: Processes = ALONE,
 ) -> Codes:
     """Run the layers on values and indices: dense are at most one layer's pre-activations.
 
@@ -94,17 +107,20 @@ def sparse_layers(
     long as the layers share their synthesis. See `dense_layers` for the arguments.
     """
     start = as_pairs(initial)
-    residual = x if initial is None else x - reconstruct(initial, layers[0].synthesis)
+    residual = x
+    if initial is not None:
+        residual = x - shards.sum(reconstruct(initial, layers[0].synthesis))
     before = (start, residual)
-    codes = make(0, residual * layers[0].step, layers[0], start)
+    codes = make(0, shards.spread(residual * layers[0].step), layers[0], start)
     for t, layer in enumerate(layers[1:], start=1):
-        start, residual = as_pairs(codes), x - reconstruct(codes, layer.synthesis)
+        start = as_pairs(codes)
+        residual = x - shards.sum(reconstruct(codes, layer.synthesis))
         if betas:
             here = (start, residual)
-            start = _extrapolated(start, before[0], betas[t - 1])
+            start = _extrapolated(start, before[0], shards.spread(betas[t - 1]))
             residual = residual + betas[t - 1] * (residual - before[1])
             before = here
-        codes = make(t, residual * layer.step, layer, start)
+        codes = make(t, shards.spread(residual * layer.step), layer, start)
     return codes
 
 

@@ -10,12 +10,16 @@ from torch import Tensor
 
 from dictlearn.codes import Codes
 from dictlearn.kernels import reconstruct
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import Penalty, Priced, Prox
 
 
-def objective(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Tensor:
+def objective(
+    x: Tensor, codes: Codes, atoms: Tensor, prox: Prox, shards: Processes = ALONE
+) -> Tensor:
     """Return `1/2 |x - a Phi|^2 + penalty(a)` of every row, `[n]` (Yun et al. 2021, eq. 2)."""
-    return 0.5 * (x - reconstruct(codes, atoms)).square().sum(-1) + prox.value(codes)
+    residual = x - shards.sum(reconstruct(codes, atoms))
+    return 0.5 * residual.square().sum(-1) + shards.sum(prox.value(codes))
 
 
 def training_loss(
@@ -38,7 +42,9 @@ def training_loss(
 
 
 @torch.no_grad()
-def duality_gap(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Tensor:
+def duality_gap(
+    x: Tensor, codes: Codes, atoms: Tensor, prox: Prox, shards: Processes = ALONE
+) -> Tensor:
     """Return the relative duality gap of every row, `[n]`: never below the true suboptimality.
 
     See `gap_of` for the formula. `soft`, `relu` and the other convex sparsities: the gap is 0
@@ -53,19 +59,26 @@ def duality_gap(x: Tensor, codes: Codes, atoms: Tensor, prox: Prox) -> Tensor:
         codes: of the signs that the sparsity allows.
         atoms: `[m, d]`, unit rows.
         prox: the sparsity.
+        shards: the processes that hold the atoms together; atoms and codes are of this one's.
     """
-    residual = x - reconstruct(codes, atoms)
+    residual = x - shards.total(reconstruct(codes, atoms))
     correlation = residual @ atoms.T
     if isinstance(prox, Priced):
         penalty = prox.reweighed(x, codes)
     else:
         inactive = correlation.masked_fill(codes.dense() > 0, -torch.inf)
-        penalty = Penalty(inactive.amax(-1, keepdim=True).clamp_min(0), 0.0, False)
-    return gap_of(x, codes, residual, correlation, penalty)
+        largest = shards.largest(inactive.amax(-1, keepdim=True))
+        penalty = Penalty(largest.clamp_min(0), 0.0, False)
+    return gap_of(x, codes, residual, correlation, penalty, shards)
 
 
 def gap_of(
-    x: Tensor, codes: Codes, residual: Tensor, correlation: Tensor, penalty: Penalty
+    x: Tensor,
+    codes: Codes,
+    residual: Tensor,
+    correlation: Tensor,
+    penalty: Penalty,
+    shards: Processes = ALONE,
 ) -> Tensor:
     """Return the relative duality gap of every row, `[n]`, for a convex penalty.
 
@@ -86,6 +99,8 @@ def gap_of(
         residual: `x - a Phi`, `[n, d]`.
         correlation: `residual Phi^T`, `[n, m]`.
         penalty: prices and ridge.
+        shards: the processes that hold the atoms together; codes, correlations and prices are
+            of this one's.
     """
     values, indices, _ = codes
     tiny = torch.finfo(x.dtype).tiny
@@ -103,17 +118,19 @@ def gap_of(
         largest = reach.amax(-1, keepdim=True) / penalty.price.clamp_min(tiny)
     else:
         largest = (reach / penalty.price.clamp_min(tiny)).amax(-1, keepdim=True)
+    largest = shards.largest(largest)
     limit = torch.where(largest > 0, 1 / largest, torch.inf)
     energy = residual.square().sum(-1, keepdim=True)
     if penalty.ridge > 0:
-        energy = energy + penalty.ridge * values.square().sum(-1, keepdim=True)
-    fit = (values * active).sum(-1, keepdim=True)
+        energy = energy + penalty.ridge * shards.total(values.square().sum(-1, keepdim=True))
+    fit = shards.total((values * active).sum(-1, keepdim=True))
     s = ((energy + fit) / energy.clamp_min(tiny)).clamp_min(0).minimum(limit)
     terms = values.abs() * (price - s * values.sign() * active)
-    gap = 0.5 * (1 - s).square() * energy + terms.sum(-1, keepdim=True)
+    gap = 0.5 * (1 - s).square() * energy + shards.total(terms.sum(-1, keepdim=True))
 
-    value = 0.5 * energy + (price * values.abs()).sum(-1, keepdim=True)
-    priced = penalty.price.amax(-1, keepdim=True) > 0
+    paid = shards.total((price * values.abs()).sum(-1, keepdim=True))
+    value = 0.5 * energy + paid
+    priced = shards.largest(penalty.price.amax(-1, keepdim=True)) > 0
     scale = torch.where(priced, value, 0.5 * x.square().sum(-1, keepdim=True))
     relative = gap.clamp_min(0) / scale.clamp_min(tiny)
     # Below, squares underflow: such rows are zero rows.

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.errors import flag, number
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import Penalty
 
 
@@ -42,13 +43,27 @@ class Solver(Protocol):
         """Return the state before the first step, at rest at `codes: [n, m]`."""
 
     def step(
-        self, x: Tensor, atoms: Tensor, penalty: Penalty, state: State, step_size: Tensor
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        penalty: Penalty,
+        state: State,
+        step_size: Tensor,
+        shards: Processes = ALONE,
     ) -> State:
-        """Return the state after one step of size `step_size`, 1 / largest curvature."""
+        """Return the state after one step of size `step_size`, 1 / largest curvature.
+
+        Atoms, prices and state are those of this process where `shards` hold them together.
+        """
 
 
 def proximal_gradient(
-    x: Tensor, atoms: Tensor, penalty: Penalty, point: Tensor, step_size: Tensor
+    x: Tensor,
+    atoms: Tensor,
+    penalty: Penalty,
+    point: Tensor,
+    step_size: Tensor,
+    shards: Processes = ALONE,
 ) -> Tensor:
     """Return the proximal step from `y + eta (x - y Phi) Phi^T`, `[n, m]`.
 
@@ -58,8 +73,9 @@ def proximal_gradient(
         penalty: what pulls the codes to 0.
         point: y, `[n, m]`.
         step_size: eta, `[]` or `[n, 1]`.
+        shards: the processes that hold the atoms together; all is of this one's.
     """
-    residual = x - point @ atoms
+    residual = x - shards.total(point @ atoms)
     return penalty.step(torch.addmm(point, residual * step_size, atoms.T), step_size)
 
 
@@ -76,10 +92,16 @@ class Ista:
         return State(codes, codes, codes.new_empty(len(codes), 0))
 
     def step(
-        self, x: Tensor, atoms: Tensor, penalty: Penalty, state: State, step_size: Tensor
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        penalty: Penalty,
+        state: State,
+        step_size: Tensor,
+        shards: Processes = ALONE,
     ) -> State:
         """Return the state after one step."""
-        codes = proximal_gradient(x, atoms, penalty, state.codes, step_size)
+        codes = proximal_gradient(x, atoms, penalty, state.codes, step_size, shards)
         return State(codes, codes, state.inertia)
 
 
@@ -102,15 +124,22 @@ class Fista:
         return State(codes, codes, codes.new_ones(len(codes), 1))
 
     def step(
-        self, x: Tensor, atoms: Tensor, penalty: Penalty, state: State, step_size: Tensor
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        penalty: Penalty,
+        state: State,
+        step_size: Tensor,
+        shards: Processes = ALONE,
     ) -> State:
         """Return the state after one step."""
-        codes = proximal_gradient(x, atoms, penalty, state.point, step_size)
+        codes = proximal_gradient(x, atoms, penalty, state.point, step_size, shards)
         change = codes - state.codes
         inertia = (1 + (1 + 4 * state.inertia.square()).sqrt()) / 2
         momentum = (state.inertia - 1) / inertia
         if self.restart:
-            uphill = ((state.point - codes) * change).sum(1, keepdim=True) > 0
+            slope = ((state.point - codes) * change).sum(1, keepdim=True)
+            uphill = shards.total(slope) > 0
             momentum = momentum.masked_fill(uphill, 0.0)
             inertia = inertia.masked_fill(uphill, 1.0)
         return State(codes, torch.addcmul(codes, change, momentum), inertia)
@@ -141,14 +170,24 @@ class GreedyFista:
         return State(codes, codes, torch.cat([factor, torch.zeros_like(factor)], dim=1))
 
     def step(
-        self, x: Tensor, atoms: Tensor, penalty: Penalty, state: State, step_size: Tensor
+        self,
+        x: Tensor,
+        atoms: Tensor,
+        penalty: Penalty,
+        state: State,
+        step_size: Tensor,
+        shards: Processes = ALONE,
     ) -> State:
         """Return the state after one step."""
         factor, first = state.inertia[:, :1], state.inertia[:, 1:]
-        codes = proximal_gradient(x, atoms, penalty, state.point, step_size * factor)
+        eta = step_size * factor
+        codes = proximal_gradient(x, atoms, penalty, state.point, eta, shards)
         change = codes - state.codes
-        uphill = ((state.point - codes) * change).sum(1, keepdim=True) >= 0
+        slope = ((state.point - codes) * change).sum(1, keepdim=True)
+        uphill = shards.total(slope) >= 0
         length = torch.linalg.vector_norm(change, dim=1, keepdim=True)
+        if not shards.alone:
+            length = shards.total(length.square()).sqrt()
         first = torch.where(first == 0, length, first)
         factor = torch.where(length > SAFE * first, (SHRINK * factor).clamp_min(1), factor)
         point = codes + change.masked_fill_(uphill, 0.0)

@@ -14,14 +14,15 @@ from dictlearn import processes
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
 from dictlearn.inference.layers import Layer, Pairs
+from dictlearn.inference.merging import kth_largest, packed, top_of_batch, top_of_rows
 from dictlearn.kernels import (
     batch_topk_layer,
     restricted_layer,
     screen,
     threshold_layer,
-    top_indices,
     topk_layer,
 )
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import BatchTopK, Jump, Prox, TopK
 
 MEMORY = 0.95
@@ -56,11 +57,11 @@ class Cut(nn.Module):
         return bool(self.value.isfinite())
 
     @torch.no_grad()
-    def observe(self, codes: Codes) -> None:
-        """Take the codes of a training step in."""
+    def observe(self, codes: Codes, shards: Processes = ALONE) -> None:
+        """Take the codes of a training step in, over the atoms of this process."""
         positive = codes.values > 0
         own = torch.where(positive, codes.values, torch.inf).amin()
-        smallest = processes.smallest(own)
+        smallest = shards.smallest(processes.smallest(own))
         smallest = torch.where(smallest.isfinite(), smallest, 0.0)
         mean = MEMORY * self.value + (1 - MEMORY) * smallest
         self.value.copy_(torch.where(self.value.isfinite(), mean, smallest))
@@ -95,7 +96,7 @@ class Jumps(nn.Module):
             factor.zero_()
 
     @torch.no_grad()
-    def fit(self, t: int, scores: Tensor, k: float) -> None:
+    def fit(self, t: int, scores: Tensor, k: float, shards: Processes = ALONE) -> None:
         """Let the scale be the one at which the rows keep `k` scores on average, the first time."""
         if self._fitted[t]:
             return
@@ -103,7 +104,8 @@ class Jumps(nn.Module):
         if not self.fitted[t]:
             first = processes.rank() * len(scores)
             above = round((first + len(scores)) * k) - round(first * k)
-            cut = _kth_largest(scores, max(1, min(above, scores.numel())))
+            above = max(1, min(above, scores.numel() * shards.count))
+            cut = kth_largest(scores, above, shards)
             self.scales[t] = cut.clamp_min(torch.finfo(scores.dtype).tiny)
             self.fitted[t] = True
 
@@ -123,6 +125,13 @@ class Screening(NamedTuple):
 
     n_candidates: int
     at: tuple[int, ...]
+
+
+def screening(n_candidates: int | None, n_layers: int, rescreen: bool) -> Screening | None:
+    """Return which of T layers choose how many candidates, None if all look at all atoms."""
+    if n_candidates is None:
+        return None
+    return Screening(n_candidates, (0, n_layers // 2) if rescreen else (0,))
 
 
 def check_candidates(n_candidates: int, prox: Prox, n_atoms: int) -> None:
@@ -153,6 +162,7 @@ class Counting:
         screening: None: every layer looks at all atoms.
         cut: of `batch_topk`; None: the last layer keeps k a row.
         training: whether the batch shares its codes out, and moves the cut.
+        shards: the processes that hold the atoms together; layers and codes are of this one's.
     """
 
     def __init__(
@@ -163,7 +173,9 @@ class Counting:
         screening: Screening | None,
         cut: Cut | None,
         training: bool,
+        shards: Processes = ALONE,
     ) -> None:
+        self.shards = shards
         self.k, self.n_layers, self.selection = prox.k, n_layers, selection
         self.screening, self.cut, self.training = screening, cut, training
         self.candidates: Tensor | None = None
@@ -179,11 +191,14 @@ class Counting:
             kept = restricted_layer(*sized, c if shared else self.k, self.candidates, start)
             return self.shared(kept) if shared else kept
         if not shared or self.cut is None:
-            return topk_layer(*sized, self.k, start, self.selection)
+            at_most = min(self.k, len(layer.weight))
+            kept = topk_layer(*sized, at_most, start, self.selection)
+            return top_of_rows(kept, self.k, self.shards)
         if not self.training:
             return threshold_layer(*sized, self.cut.value, start, self.selection)
         kept = batch_topk_layer(*sized, self.k, start, self.selection)
-        self.cut.observe(kept)
+        kept = top_of_batch(kept, self.k * len(residual), self.shards)
+        self.cut.observe(kept, self.shards)
         return kept
 
     def shared(self, codes: Codes) -> Codes:
@@ -192,20 +207,10 @@ class Counting:
         values = codes.values.detach()
         if not self.training:
             return packed(codes, values > self.cut.value)
-        least = _kth_largest(values, min(values.numel(), self.k * len(values)))
+        least = kth_largest(values, min(values.numel(), self.k * len(values)), self.shards)
         kept = packed(codes, (values >= least) & (values > 0))
         self.cut.observe(kept)
         return kept
-
-
-def _kth_largest(values: Tensor, share: int) -> Tensor:
-    """Return the k-th largest value of a batch, 0-dimensional.
-
-    Of several processes k is the sum of their shares; then it is 0 if fewer values are positive.
-    """
-    if processes.world_size() > 1:
-        return processes.kth_largest(values, share).value
-    return values.flatten().kthvalue(values.numel() - share + 1).values
 
 
 def screened(residual: Tensor, layer: Layer, c: int, start: Pairs | None) -> Tensor:
@@ -213,40 +218,36 @@ def screened(residual: Tensor, layer: Layer, c: int, start: Pairs | None) -> Ten
     return screen(residual, layer.weight, layer.threshold, c, start)
 
 
-def packed(codes: Codes, kept: Tensor) -> Codes:
-    """Return k-sparse codes of the entries `kept: [n, p]`, padded to about the fullest row.
-
-    On a GPU they stay as wide as they were, so that the host need not wait for that number.
-    """
-    values = codes.values * kept
-    if kept.device.type != "cpu" or codes.indices is None:
-        return codes._replace(values=values)
-    width = max(1, int(kept.sum(1).amax()))
-    if 4 * width > 3 * kept.shape[1]:  # dearer to pack than to carry along
-        return codes._replace(values=values)
-    places = top_indices(values.detach(), width)
-    return Codes(values.gather(1, places), codes.indices.gather(1, places), codes.n_atoms)
-
-
 class Jumping:
     """The layers of one forward pass with `jump`.
+
+    Raises:
+        InputError: the layers were built without thresholds.
 
     Attributes:
         count: how many codes the last layer passed, `[n]`, with a gradient for its thresholds;
             None at use.
     """
 
-    def __init__(self, prox: Jump, jumps: Jumps, selection: str) -> None:
+    def __init__(
+        self, prox: Jump, jumps: Jumps | None, selection: str, shards: Processes = ALONE
+    ) -> None:
+        if jumps is None:
+            raise InputError(
+                "prox=jump needs thresholds that are learned with it, and this encoder was built "
+                "for another sparsity: train it with prox=jump."
+            )
         self.prox, self.jumps, self.selection = prox, jumps, selection
+        self.shards = shards
         self.count: Tensor | None = None
 
     def train(self, t: int, point: Tensor, layer: Layer) -> Codes:
         """Return the codes of one layer, dense; see `layers.Dense`."""
         scores = point - layer.threshold
         if self.prox.target_l0 is not None:
-            self.jumps.fit(t, scores, self.prox.target_l0)
+            self.jumps.fit(t, scores, self.prox.target_l0, self.shards)
         threshold = self.jumps.threshold(t)
-        self.count = self.prox.count(scores, threshold)
+        self.count = self.shards.sum(self.prox.count(scores, threshold))
         return self.prox(scores, threshold)
 
     def use(self, t: int, residual: Tensor, layer: Layer, start: Pairs | None) -> Codes:

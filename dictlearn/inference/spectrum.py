@@ -8,12 +8,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dictlearn.mesh import ALONE, Processes
+
 MARGIN = 1.01
 COLD, WARM = 100, 20
 
 
 @torch.no_grad()
-def largest_eigenvalue(atoms: Tensor, vector: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def largest_eigenvalue(
+    atoms: Tensor, vector: Tensor | None = None, shards: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
     """Return an upper estimate of the largest eigenvalue of `Phi Phi^T`, by power iteration.
 
     With the unit vector `v` and its Rayleigh quotient `q`, the estimate is
@@ -26,6 +30,7 @@ def largest_eigenvalue(atoms: Tensor, vector: Tensor | None = None) -> tuple[Ten
         atoms: `[m, d]`.
         vector: what the last call returned, `[d]`; a zero vector counts as None. The dictionary
             moves little between two updates, so 20 products are enough then, 100 without.
+        shards: the processes that hold the atoms together; `atoms` are those of this one.
 
     Returns:
         The estimate, a tensor without dimensions, and the vector for the next call.
@@ -38,7 +43,7 @@ def largest_eigenvalue(atoms: Tensor, vector: Tensor | None = None) -> tuple[Ten
     quotient = v.new_zeros(())
     for _ in range(COLD if cold else WARM):
         v = v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)
-        image = (atoms @ v) @ atoms
+        image = shards.total((atoms @ v) @ atoms)
         quotient = v @ image
         v, last = image, v
     error = torch.linalg.vector_norm(image - quotient * last)
@@ -46,9 +51,10 @@ def largest_eigenvalue(atoms: Tensor, vector: Tensor | None = None) -> tuple[Ten
 
 
 @torch.no_grad()
-def exact_largest_eigenvalue(atoms: Tensor) -> Tensor:
+def exact_largest_eigenvalue(atoms: Tensor, shards: Processes = ALONE) -> Tensor:
     """Return the largest eigenvalue of `Phi Phi^T` by a full decomposition (10 ms at d = 384)."""
     m, d = atoms.shape
-    gram = atoms.T @ atoms if d <= m else atoms @ atoms.T
+    small = d <= m or not shards.alone
+    gram = shards.total(atoms.T @ atoms) if small else atoms @ atoms.T
     largest: Tensor = torch.linalg.eigvalsh(gram)[-1]
     return largest

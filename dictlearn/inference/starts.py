@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dictlearn.errors import InputError, choice, number
 from dictlearn.inference.spectrum import exact_largest_eigenvalue
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.prox import BatchTopK, Jump, Prox, TopK
 
 TYPICAL_L0 = 32
@@ -92,7 +93,7 @@ def stable_step(atoms: Tensor, weight: Tensor | None) -> float:
 
 
 @torch.no_grad()
-def analytic_weight(atoms: Tensor) -> Tensor:
+def analytic_weight(atoms: Tensor, shards: Processes = ALONE) -> Tensor:
     """Return the analysis matrix `W: [m, d]` that is least coherent with the atoms.
 
         minimise sum over c, j of (w_c . phi_j)^2   subject to   w_c . phi_c = 1
@@ -102,9 +103,10 @@ def analytic_weight(atoms: Tensor) -> Tensor:
 
     Args:
         atoms: `[m, d]`.
+        shards: the processes that hold the atoms together; `atoms` are those of this one.
     """
     wide = atoms.double()
-    directions = wide @ torch.linalg.pinv(wide.T @ wide, hermitian=True)
+    directions = wide @ torch.linalg.pinv(shards.total(wide.T @ wide), hermitian=True)
     leverage = (directions * wide).sum(1, keepdim=True)
     least = torch.finfo(atoms.dtype).tiny
     weight: Tensor = (directions / leverage.clamp_min(least)).to(atoms.dtype)
@@ -117,18 +119,18 @@ class AnalyticWeight:
     def __init__(self) -> None:
         self._known: tuple[Tensor, int, Tensor] | None = None
 
-    def __call__(self, atoms: Tensor) -> Tensor:
+    def __call__(self, atoms: Tensor, shards: Processes = ALONE) -> Tensor:
         """Return `W: [m, d]`, a constant."""
         atoms = atoms.detach()
         if atoms.is_inference():  # keeps no count of its changes
-            return analytic_weight(atoms)
+            return analytic_weight(atoms, shards)
         if self._known is not None:
             # Kept alive, so that no other tensor can take its place in memory.
             known, version, weight = self._known
             same = known.data_ptr() == atoms.data_ptr() and known.shape == atoms.shape
             if same and known.dtype == atoms.dtype and version == atoms._version:
                 return weight
-        weight = analytic_weight(atoms)
+        weight = analytic_weight(atoms, shards)
         self._known = (atoms, atoms._version, weight)
         return weight
 

@@ -25,8 +25,8 @@ from dictlearn.inference.sparsify import (
     Cut,
     Jumping,
     Jumps,
-    Screening,
     check_candidates,
+    screening,
 )
 from dictlearn.inference.starts import AnalyticWeight, checked_step, first_step, fista_momentum
 from dictlearn.prox import BatchTopK, Jump, Priced, Prox, Relu, TopK
@@ -173,6 +173,12 @@ class Unrolled(Inference):
         for factor in () if self.jumps is None else self.jumps.factors:
             factor[indices] = 0.0
 
+    def check_shards(self) -> None:
+        """Raise InputError where layers or refit need all atoms in one place."""
+        if self.n_candidates is not None or self.refit:
+            wanted = "inference.n_candidates=null inference.refit=false"
+            raise InputError(f"trainer=dictionary_parallel has neither of these: set {wanted}.")
+
     def _first_step(self, atoms: Tensor) -> float:
         weight = self._analytic(atoms) if self.weights == "analytic" else None
         return first_step(self.initial_step, self.n_layers, self._prox, atoms, weight)
@@ -230,11 +236,12 @@ class Unrolled(Inference):
         elif isinstance(prox, Jump):
             codes, extra = self._jumped(x, layers, prox, initial)
         else:
-            codes = dense_layers(x, layers, list(self.betas), initial, priced(prox, x))
+            sparsify = priced(prox, x, self.shards)
+            codes = dense_layers(x, layers, list(self.betas), initial, sparsify, self.shards)
         if self.refit and not self.training:
             codes = refit_in(self.refit_steps, x, codes, atoms, self.engine)
         no_gap = x.new_full((len(x),), torch.inf)
-        gap = duality_gap(x, codes, atoms, prox) if certify else no_gap
+        gap = duality_gap(x, codes, atoms, prox, self.shards) if certify else no_gap
         return Solution(codes, gap, self.n_layers, gap <= 0, extra)
 
     def _mean_price(self) -> Tensor:
@@ -251,13 +258,13 @@ class Unrolled(Inference):
             low, high = built.sampled
             far = math.log(prox.k / math.sqrt(low * high))
             log_step = log_step + far * self.step_slopes[t]
-            threshold = threshold + far * self.threshold_slopes[t]
+            threshold = threshold + far * self.shards.spread(self.threshold_slopes[t])
         step, weight, synthesis = log_step.exp(), atoms, atoms
         if self._follows_price():
-            threshold = step * price * threshold.exp()
+            threshold = self.shards.spread(step) * price * threshold.exp()
         place = t if self.weights == "untied" else 0
         if self.weights == "analytic":
-            weight = self._analytic(atoms)
+            weight = self._analytic(atoms, self.shards)
         elif self.weights != "tied":
             weight = self.analysis[place]
         if len(self.syntheses) > 0 and (t > 0 or self.weights != "untied"):
@@ -270,27 +277,20 @@ class Unrolled(Inference):
         cut = self.cut if isinstance(prox, BatchTopK) else None
         if cut is not None and not self.training and not (prox == self._prox and cut.known):
             cut = None  # the cut of another k, or of no training: k codes a row instead
-        screening = None
-        if self.n_candidates is not None:
-            again = (self.n_layers // 2,) if self.rescreen else ()
-            screening = Screening(self.n_candidates, (0, *again))
-        make = Counting(prox, self.n_layers, self.selection, screening, cut, self.training)
-        if screening and runs_compiled(self.engine, x, layers, self.momentum):
+        looks = screening(self.n_candidates, self.n_layers, self.rescreen)
+        make = Counting(prox, self.n_layers, self.selection, looks, cut, self.training, self.shards)
+        if looks and runs_compiled(self.engine, x, layers, self.momentum):
             return compiled_layers(x, layers, initial, make)
-        return sparse_layers(x, layers, list(self.betas), initial, make)
+        return sparse_layers(x, layers, list(self.betas), initial, make, self.shards)
 
     def _jumped(
         self, x: Tensor, layers: list[Layer], prox: Jump, initial: Codes | None
     ) -> tuple[Codes, Tensor | None]:
-        if self.jumps is None:
-            raise InputError(
-                "prox=jump needs thresholds that are learned with it, and this encoder was built "
-                "for another sparsity: train it with prox=jump."
-            )
-        make = Jumping(prox, self.jumps, self.selection)
+        make = Jumping(prox, self.jumps, self.selection, self.shards)
         if not self.training:
-            return sparse_layers(x, layers, list(self.betas), initial, make.use), None
-        codes = dense_layers(x, layers, list(self.betas), initial, make.train)
+            given = (x, layers, list(self.betas), initial)
+            return sparse_layers(*given, make.use, self.shards), None
+        codes = dense_layers(x, layers, list(self.betas), initial, make.train, self.shards)
         assert make.count is not None
         return codes, prox.price(make.count)
 

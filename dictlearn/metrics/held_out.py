@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torchmetrics import SumMetric
 
 from dictlearn.codes import Codes
@@ -54,6 +55,11 @@ class HeldOutMetrics(nn.Module):
         self.firing = FiringFrequency(n_atoms)
         self.encoder_objective = SumMetric()
         self.solver_objective = SumMetric()
+
+    def share(self, group: ProcessGroup | None) -> None:
+        """Reduce over the processes of a group; over all if None."""
+        for metric in self.children():
+            metric.process_group = group  # type: ignore[assignment]
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,6 +102,16 @@ def superseded(entries: list[Committed], keep: int, best: str) -> list[Committed
     bests = [entry for entry in entries if entry.path.name.startswith("best-")]
     others = [entry for entry in entries if entry not in bests]
     return others[keep:] + [entry for entry in bests if best and entry.path.name != best]
+
+
+def failure_of(actions: Iterable[Callable[[], object]]) -> OSError | None:
+    """Do one after the other; return the OSError at which that ended, if any."""
+    try:
+        for do in actions:
+            do()
+    except OSError as error:
+        return error
+    return None
 
 
 def not_written(path: Path, failure: OSError) -> str:

@@ -24,6 +24,8 @@ def save_dictionary(
     inference: Inference,
     normalization: Normalization,
     about: dict[str, Any],
+    *,
+    write: bool = True,
 ) -> None:
     """Write the artefact: tensors as safetensors, everything else as JSON.
 
@@ -35,6 +37,8 @@ def save_dictionary(
         about: ``prox`` and ``inference`` as they are in the config, ``transformer`` as it
             describes itself, ``text`` (block length, special tokens), ``metrics``. Weights that
             ``prox`` names a file of are read and go along.
+        write: whether this process writes. Where several hold the dictionary together, all of
+            them must call this and the first one write.
 
     Raises:
         InputError: that file is not there any more.
@@ -62,7 +66,8 @@ def save_dictionary(
         "prox": prox,
         "inference": named(about["inference"]),
     }
-    artifact.write(folder, tensors, config)
+    if write:
+        artifact.write(folder, tensors, config)
 
 
 def load(path: str | Path) -> TrainedDictionary:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dictlearn.errors import InputError
+from dictlearn.mesh import ALONE, Processes
 
 log = logging.getLogger(__name__)
 
@@ -19,20 +20,21 @@ MOST_IN_A_ROW = 10
 class StepGuard:
     """Tells whether a step may be taken.
 
-    Gradients are those of all processes by then, and so the choice is the same in all of them.
+    Gradients are those of all processes by then, and so the choice is the same in all of them;
+    of processes that hold parts of the dictionary one with a NaN is enough.
     """
 
     def __init__(self) -> None:
         self._in_a_row = 0
 
-    def allows(self, gradients: Sequence[Tensor]) -> bool:
+    def allows(self, gradients: Sequence[Tensor], shards: Processes = ALONE) -> bool:
         """Tell whether no gradient has a NaN or an infinity; a sum shows them at little cost.
 
         Raises:
             InputError: so many in a row had one that something else is wrong.
         """
         sums = [gradient.sum(dtype=torch.float32) for gradient in gradients]
-        if not sums or bool(torch.stack(sums).isfinite().all()):
+        if not sums or bool(shards.smallest(torch.stack(sums).isfinite().all().float())):
             self._in_a_row = 0
             return True
         self._in_a_row += 1

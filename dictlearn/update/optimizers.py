@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.codes import Codes
+from dictlearn.mesh import ALONE, Processes
 from dictlearn.update.guard import StepGuard
 from dictlearn.update.moments import adam_step, blocks, take_radial, to_sphere
 
@@ -39,10 +40,13 @@ class DictionaryOptimizer(torch.optim.Adam):
         guard: tells which steps. How many were skipped is part of the state dict.
         weighs_energy: whether `observe` wants squared codes times the weight of their row. A
             curvature that leaves the weights out is as many times too small as a row is heavy.
+        shards: the processes that hold the atoms together; what belongs to atoms is then of
+            those of this process.
     """
 
     wants_codes: ClassVar[bool] = False
     weighs_energy: bool = False
+    shards: Processes = ALONE
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class DictionaryOptimizer(torch.optim.Adam):
             with torch.enable_grad():
                 loss = closure()
         given = [p.grad for group in self.param_groups for p in group["params"]]
-        if self.guard.allows([gradient for gradient in given if gradient is not None]):
+        if self.guard.allows([entry for entry in given if entry is not None], self.shards):
             self._update()
         else:
             self.param_groups[0]["skipped"] += 1
@@ -170,7 +174,8 @@ class DictionaryOptimizer(torch.optim.Adam):
     def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
         """Let atoms `kept: [p]` take over the statistics of atoms `gone: [p]`, before these go.
 
-        `kept` may hold an atom more than once. Rules without statistics of codes do nothing.
+        `kept` may hold an atom more than once; both count the atoms of all shards. Rules without
+        statistics of codes do nothing.
         """
 
 
@@ -266,7 +271,7 @@ class HessianDiagonal(DictionaryOptimizer):
         if self.mode == "seed":
             return average + self.floor
         curvature = average / -torch.expm1(state["step"] * _log_keep(self.window))
-        least = self.floor * curvature.mean()
+        least = self.floor * self.shards.mean(curvature.mean())
         return (curvature + least).clamp_min(torch.finfo(curvature.dtype).tiny)
 
     @torch.no_grad()
@@ -275,14 +280,16 @@ class HessianDiagonal(DictionaryOptimizer):
         super().reset_atoms(indices)
         energy = self.state[self.atoms].get("energy")
         if energy is not None:
-            energy[indices] = 0.0 if self.mode == "seed" else energy.mean()
+            energy[indices] = 0.0 if self.mode == "seed" else self.shards.mean(energy.mean())
 
     @torch.no_grad()
     def merge_atoms(self, kept: Tensor, gone: Tensor) -> None:
         """Add the energies: twins are hardly ever active in the same row, so theirs add up."""
         energy = self.state[self.atoms].get("energy")
         if energy is not None:
-            energy.index_add_(0, kept, energy[gone])
+            every = self.shards.joined(energy).clone()
+            every.index_add_(0, kept, every[gone])
+            energy.copy_(every[self.shards.place(len(every))])
 
 
 def _log_keep(window: int) -> float:

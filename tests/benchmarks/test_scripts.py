@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import (
     cached,
+    dictionary_parallel,
     exact_learning,
     frontier,
     gram_descent,
@@ -224,6 +225,14 @@ def test_synthetic_trains_and_scores(given: list[str], tmp_path: Path) -> None:
     found = figures(tmp_path)
     assert 0 <= found["two-phase/found"] <= 1
     assert -1 <= found["TopK/mcc"] <= 1
+
+
+@pytest.mark.slow
+def test_a_dictionary_in_two_parts_is_measured_beside_the_whole(tmp_path: Path) -> None:
+    dictionary_parallel.main(["--quick", "--json", str(tmp_path / "figures.json")])
+    found = figures(tmp_path)
+    for name in ("parallel/256/1/mb", "parallel/256/2/cpu_ms", "layer/256/dtensor_cpu_ms"):
+        assert found[name] > 0
 
 
 @pytest.mark.slow

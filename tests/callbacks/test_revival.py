@@ -55,7 +55,8 @@ class Planted(pl.Callback):
     ) -> None:
         learner = learned(pl_module)
         learner.idle[self.dead] = learner.dictionary.dead_after_vectors
-        self.residual = learner.residual(batch)
+        x, solution = learner.infer(batch)
+        self.residual = (x - learner.dictionary.decode(solution.codes)).detach()
         self.atoms = learner.dictionary.atoms.detach().clone()
 
 

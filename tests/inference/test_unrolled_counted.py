@@ -8,7 +8,8 @@ from dictlearn.codes import Codes
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import InputError
 from dictlearn.inference import Unrolled, training_loss
-from dictlearn.inference.sparsify import Cut, packed
+from dictlearn.inference.merging import packed
+from dictlearn.inference.sparsify import Cut
 from dictlearn.prox import BatchTopK, Jump, Moment, Prox, Soft, TopK
 from tests.inference.problems import dictionary_of, problem
 from tests.inference.test_unrolled_family import built, disturbed, same_gradients

@@ -254,3 +254,46 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
     assert len(list((tmp_path / "out").glob("metrics*.csv"))) == 1
     assert [path.name for path in (tmp_path / "out").glob("*.log")] == ["run.log"]
     assert done.stdout.count("transformer minilm") == 1
+
+
+@pytest.mark.slow
+def test_two_processes_hold_one_dictionary_together(tmp_path: Path, text_folder: Path) -> None:
+    parts = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "inference=unrolled"]
+    parts += ["max_vectors=15000", "hidden_states.validation_vectors=1024"]
+    done = run(tmp_path, *SMALL, *parts, f"text.path={text_folder}", "hydra.run.dir=out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["data", "out"]
+    place = tmp_path / "out"
+    assert {path.name for path in place.iterdir()} == {
+        *(".hydra", "checkpoints", "dictionary"),
+        *("metrics.json", "metrics.csv", "factors.html", "run.log"),
+    }
+    figures = json.loads((place / "metrics.json").read_text())
+    assert figures["train/vectors"] >= 15000
+    assert figures["val/fvu"] < 0.7
+    assert "val/amortisation_gap" not in figures  # batch_topk has no number of codes a row
+    trained = dictlearn.load(place)
+    assert trained.dictionary.atoms.shape == (256, 384)
+    assert torch.allclose(trained.dictionary.atoms.norm(dim=1), torch.ones(256))
+    checkpoint = torch.load(place / "checkpoints" / "last.ckpt", weights_only=True)
+    assert torch.equal(checkpoint["state_dict"]["dictionary.atoms"], trained.dictionary.atoms)
+    (state,) = checkpoint["optimizer_states"]
+    assert state["state"][0]["exp_avg"].shape == (256, 384)
+    assert done.stdout.count("transformer minilm") == 1
+
+
+def test_what_two_processes_cannot_do_together_is_told_in_one_sentence(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    done = run(
+        tmp_path,
+        *SMALL,
+        "trainer=dictionary_parallel",
+        "trainer.accelerator=cpu",
+        f"text.path={text_folder}",
+        "hydra.run.dir=out",
+    )
+    assert done.returncode != 0
+    assert "choose inference=unrolled" in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert os.listdir(tmp_path) == []

@@ -17,6 +17,7 @@ from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.hidden_states import DataModule
 from dictlearn.loggers.csv import CsvLogger
+from dictlearn.parallel import DictionaryParallel
 from dictlearn.resuming import checkpoint_to_go_on_from
 from tests.small_run import BATCH, small_learner, small_trainer
 
@@ -55,12 +56,16 @@ def go(
     interrupt: Interrupt | None = None,
     others: tuple[pl.Callback, ...] = (),
     processes: int = 1,
+    shards: int = 1,
     revival: bool = True,
     **parts: Any,
 ) -> pl.Trainer:
     """Begin or go on with the run in `folder`, as the main job does."""
     learner = small_learner(data, n_atoms=128, dead_after_vectors=2 * BATCH, **parts)
     found = checkpoint_to_go_on_from(folder, "auto")
+    strategy: Any = "ddp_fork" if processes > 1 else "auto"
+    if shards > 1:
+        strategy = DictionaryParallel(shards, start_method="fork")
     trainer = small_trainer(
         folder,
         [
@@ -75,7 +80,7 @@ def go(
         val_check_interval=EVERY,
         log_every_n_steps=2,
         devices=processes,
-        strategy="ddp_fork" if processes > 1 else "auto",
+        strategy=strategy,
     )
     trainer.fit(learner, datamodule=data, ckpt_path=None if found is None else found.path)
     if processes == 1:

@@ -17,6 +17,7 @@ from dictlearn.inference import ExchangePursuit, TwoPhase, Unrolled, WorkingSet
 from dictlearn.prox import BatchTopK, Jump, TopK
 from dictlearn.storage.committed import committed
 from dictlearn.update import (
+    Adam,
     FirstAdam,
     HessianDiagonalRule,
     Mairal,
@@ -142,6 +143,44 @@ def test_two_processes_stop_at_one_step_and_end_bit_equal(
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_shards_stop_at_one_step_and_end_bit_equal(
+    rank: int, make_data: MakeData, tmp_path: Path
+) -> None:
+    """C4 SIGTERM to either of two shards: both save whole, and the resumed run is the same."""
+    two: dict[str, Any] = {"processes": 2, "shards": 2, "others": (Finish(),)}
+    go(tmp_path / "straight", make_data(), **two, **sharded())
+    with pytest.raises(Exception, match="stopped by SIGTERM after step"):
+        go(tmp_path / "stopped", make_data(), Interrupt(5, rank=rank), **two, **sharded())
+    assert 5 <= committed(tmp_path / "stopped" / "checkpoints")[0].step <= 7
+    go(tmp_path / "stopped", make_data(), **two, **sharded())
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
+    assert history(tmp_path / "straight") == history(tmp_path / "stopped")
+
+
+def test_a_run_of_two_shards_goes_on_in_one_process(make_data: MakeData, tmp_path: Path) -> None:
+    """C4 a checkpoint of two shards is that of one process: order and figures go on."""
+    pl.seed_everything(5, verbose=False)
+    go(tmp_path / "straight", make_data(), **sharded())
+    pl.seed_everything(5, verbose=False)  # of the first process, as of the one that goes on
+    stop = Interrupt(5, rank=1)
+    with pytest.raises(Exception, match="stopped by SIGTERM after step"):
+        go(tmp_path / "stopped", make_data(), stop, processes=2, shards=2, **sharded())
+    go(tmp_path / "stopped", make_data(), **sharded())
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped", nearly)
+
+
+def nearly(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and a.is_floating_point():
+        return torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-4)
+    return isinstance(a, float) or equal(a, b)
+
+
+def sharded() -> dict[str, Any]:
+    inference = Unrolled(2, "tied", selection="exact")
+    return {"inference": inference, "prox": TopK(8), "bias": True, "update": Adam(lr=0.002)}
+
+
 class Seen(pl.Callback):
     """Keeps the batches of this process on disk, by step."""
 
@@ -185,12 +224,7 @@ def test_one_process_then_two_then_one(make_data: MakeData, tmp_path: Path) -> N
     for one, other in zip(seen(folders["seen-a"]), seen(folders["seen-b"]), strict=True):
         assert torch.equal(one, other)
 
-    def close(a: Any, b: Any) -> bool:
-        if isinstance(a, Tensor) and a.is_floating_point():
-            return torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-4)
-        return isinstance(a, float) or equal(a, b)
-
-    assert_same_end(folders["straight"], folders["changed"], close)
+    assert_same_end(folders["straight"], folders["changed"], nearly)
 
 
 def test_another_order_of_the_data_is_refused(make_data: MakeData, tmp_path: Path) -> None:
