@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +19,11 @@ from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.callbacks.variants import callbacks
 from dictlearn.cluster import check_world, environments, meet_again
+from dictlearn.composing import compose, compose_several, told_of
 from dictlearn.configuration import build, known_keys, plain, redacted
-from dictlearn.dictionary import Dictionary
-from dictlearn.ensemble import DictionaryEnsemble, Variant, learners
+from dictlearn.ensemble import DictionaryEnsemble, learners
 from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
-from dictlearn.hidden_states import (
-    CachedDataModule,
-    CachedOptions,
-    DataModule,
-    HiddenStateDataModule,
-)
+from dictlearn.hidden_states import DataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.mesh import data_processes, n_shards
@@ -39,7 +32,7 @@ from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.sharding import check_shards
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
-from dictlearn.storage.saved import load, save_dictionary
+from dictlearn.storage.saved import save_dictionary
 from dictlearn.variants import named, own_figures, place_of, variant_configs
 
 log = logging.getLogger(__name__)
@@ -75,7 +68,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     trainer = _trainer(config, data, start, callbacks(config, variants, run_dir))
     if (shards := n_shards(trainer)) > 1:
         for name, part in learners(learner).items():
-            with _told_of(name):
+            with told_of(name):
                 check_shards(part, shards)
     refuse_finished(checkpoint, data.n_steps(data_processes(trainer)), run_dir)
     for callback in _saving(trainer):
@@ -124,78 +117,6 @@ def _too_large(config: DictConfig, data: DataModule, step: int) -> str:
         f"alone has {4 * n * m / 2**20:,.1f} MiB): lower hidden_states.batch_size first, then "
         "dictionary.n_atoms."
     )
-
-
-def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearner, DataModule]:
-    """Build the learner and its stream; what is cheap comes first, so that a wrong value is told
-    before a model is loaded.
-    """  # noqa: D205
-    parts = _parts(config)
-    data = _stream(config)
-    return DictionaryLearner(**_of_learner(config, values, parts, data)), data
-
-
-def compose_several(
-    config: DictConfig, values: dict[str, Any], variants: Mapping[str, DictConfig]
-) -> tuple[DictionaryEnsemble, DataModule]:
-    """Build the learners of all variants, by name, and the stream that they share."""
-    parts, made = {}, {}
-    for name, variant in variants.items():
-        with _told_of(name):
-            parts[name] = _parts(variant)
-    data = _stream(config)
-    for name, variant in variants.items():
-        values_of = redacted(plain(variant))
-        with _told_of(name):
-            made[name] = Variant(**_of_learner(variant, values_of, parts[name], data))
-    return DictionaryEnsemble(made, values), data
-
-
-@contextmanager
-def _told_of(name: str) -> Iterator[None]:
-    """Say which variant a mistake is in, if there are several."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"variant {name}: {error}" if name else str(error)) from error
-
-
-def _parts(config: DictConfig) -> dict[str, Any]:
-    """Build what tells mistakes at once."""
-    max_vectors = whole_number("max_vectors", config.max_vectors)
-    parts = {name: build(config[name]) for name in ("prox", "inference", "update", "loss")}
-    return {**parts, "max_vectors": max_vectors, "seed": whole_number("seed", config.seed, 0)}
-
-
-def _stream(config: DictConfig) -> DataModule:
-    """Build the stream: of a transformer that reads a text, or of stored hidden states."""
-    max_vectors = whole_number("max_vectors", config.max_vectors)
-    options = build(config["hidden_states"])
-    if isinstance(options, CachedOptions):
-        return CachedDataModule(options, max_vectors, config.seed)
-    text = build(config["text"])
-    return HiddenStateDataModule(
-        build(config["transformer"]),
-        text,
-        options,
-        max_vectors=max_vectors,
-        seed=config.seed,
-        data_dir=Path(config.data_dir),
-    )
-
-
-def _of_learner(
-    config: DictConfig, values: dict[str, Any], parts: dict[str, Any], data: DataModule
-) -> dict[str, Any]:
-    return {"dictionary": _dictionary(config, data.hidden_size), **parts, "config": values}
-
-
-def _dictionary(config: DictConfig, width: int) -> Dictionary:
-    """Build the dictionary; with a path it starts from one that is there already."""
-    dictionary: Dictionary = build(config["dictionary"], width=width, seed=config.seed)
-    if dictionary.path is not None:
-        dictionary.start_from(load(dictionary.path).dictionary)
-    return dictionary
 
 
 def _refuse_unknown(values: dict[str, Any]) -> None:

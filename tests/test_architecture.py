@@ -55,12 +55,14 @@ ARROWS: dict[str, set[str]] = {
         *("configuration", "variants"),
     },
     "resuming": BOTTOM | {"storage"},
+    "composing": BOTTOM
+    | {"configuration", "dictionary", "ensemble", "hidden_states", "learner", "storage"},
     "training": BOTTOM
     | {
         "callbacks",
         "cluster",
+        "composing",
         "configuration",
-        "dictionary",
         "ensemble",
         "hidden_states",
         "learner",

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from dictlearn import training
+from dictlearn import composing
 from dictlearn.cli import _register_resolvers
 from dictlearn.configuration import build, config_dir, groups, plain
 
@@ -85,7 +85,7 @@ def test_it_builds(option: str, tmp_path: Path, minilm_folder: Path, text_folder
         np.save(tmp_path / "vectors.npy", np.ones((40, 384), dtype=np.float32))
         local += [f"hidden_states.path={tmp_path / 'vectors.npy'}"]
     config = composed(option, *local, f"data_dir={tmp_path}", out=tmp_path)
-    learner, data = training.compose(config, plain(config))
+    learner, data = composing.compose(config, plain(config))
     assert learner.dictionary.atoms.shape == (config.dictionary.n_atoms, 384)
     assert data.hidden_size == 384
     for node in [*config.logger.values(), *config.callbacks.values()]:
@@ -111,6 +111,6 @@ def test_the_presets_carry_the_numbers_of_the_paper(
     assert config.hidden_states.token_weight_exponent == 0.5
     assert config.hidden_states.normalize_weights is False
     assert config.max_vectors == 298_489 * 64 * 6 * 2
-    learner, data = training.compose(config, plain(config))
+    learner, data = composing.compose(config, plain(config))
     assert data.layers == (0, 2, 4)  # every second of the six layers of this model
     assert learner.inference.max_steps == 500

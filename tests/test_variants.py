@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig, OmegaConf
 
-from dictlearn import training
+from dictlearn import composing
 from dictlearn.configuration import plain
 from dictlearn.errors import InputError
 from dictlearn.variants import own_figures, variant_configs
@@ -104,12 +104,12 @@ def test_a_mistake_is_one_sentence(asked: str, message: str, tmp_path: Path) -> 
 def test_a_wrong_value_names_the_variant(tmp_path: Path, minilm_folder: Path) -> None:
     config = composed("variants={prox.k:[16,5000]}", out=tmp_path)
     with pytest.raises(InputError, match=r"variant k5000: .*5000"):
-        training.compose_several(config, plain(config), variant_configs(config))
+        composing.compose_several(config, plain(config), variant_configs(config))
 
 
 def test_the_learners_are_those_of_the_configs(tmp_path: Path) -> None:
     config = composed("variants={prox.k:[16,64],seed:[0,7]}", "dictionary.n_atoms=99", out=tmp_path)
-    made, data = training.compose_several(config, plain(config), variant_configs(config))
+    made, data = composing.compose_several(config, plain(config), variant_configs(config))
     part = made.parts["k64_seed7"]
     assert (part.prox.k, part.seed, part.dictionary.seed, data.seed) == (64, 7, 7, 0)  # type: ignore[attr-defined]
     assert part.hparams["config"]["prox"]["k"] == 64

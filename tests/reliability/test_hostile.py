@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 import dictlearn
 from dictlearn import cli, evaluation
+from dictlearn.composing import new_dictionary
 from dictlearn.configuration import build
 from dictlearn.errors import InputError, Stopped
 from dictlearn.hidden_states import HiddenStateDataModule
@@ -26,7 +27,6 @@ from dictlearn.storage import artifact
 from dictlearn.storage.choosing import object_of
 from dictlearn.storage.committed import commit, committed, digest_of_file
 from dictlearn.text.store import digests, open_store
-from dictlearn.training import _dictionary
 from dictlearn.transformer import FrozenTransformer
 from tests.reliability.hostile import Hostile, payloads
 from tests.reliability.interrupted import Interrupt, go
@@ -76,7 +76,7 @@ def as_start(run: Path, payload: bytes) -> None:
     with pytest.raises(InputError):
         as_tensors(run, payload)
     node = {"_target_": "dictlearn.dictionary.Dictionary", "n_atoms": 64, "path": str(run)}
-    _dictionary(OmegaConf.create({"dictionary": node, "seed": 0}), 384)
+    new_dictionary(OmegaConf.create({"dictionary": node, "seed": 0}), 384)
 
 
 def as_weights(run: Path, payload: bytes) -> None:

@@ -21,7 +21,13 @@ from tests.hidden_states.test_datamodule import Watch, trainer
 
 def at_step(module: CachedDataModule, step: int, rank: int = 0, world: int = 1) -> CachedDataModule:
     """The same module as process `rank`, in a run that is at a step."""
-    place = SimpleNamespace(global_step=step, global_rank=rank, world_size=world)
+    place = SimpleNamespace(
+        global_step=step,
+        global_rank=rank,
+        world_size=world,
+        is_global_zero=rank == 0,
+        strategy=SimpleNamespace(),
+    )
     module.trainer = place  # type: ignore[assignment]
     return module
 
