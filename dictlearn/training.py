@@ -187,7 +187,9 @@ def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[s
 
 def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-    left_out = torch.tensor(float(data.n_non_finite), device=trainer.strategy.root_device)
+    device = trainer.strategy.root_device
+    not_finite = torch.tensor(float(data.n_non_finite), device=device)
+    share = torch.tensor(data.left_out_fraction, device=device)
     optimizer: Any = next(iter(trainer.optimizers), None)
     optimizers = getattr(optimizer, "parts", [optimizer])
     skipped = {
@@ -195,7 +197,8 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
         for name, own in zip(learners(learner), optimizers, strict=False)
     }
     return skipped | {
-        "train/non_finite_tokens": float(trainer.strategy.reduce(left_out, reduce_op="sum")),
+        "train/non_finite_tokens": float(trainer.strategy.reduce(not_finite, reduce_op="sum")),
+        "train/left_out_fraction": float(trainer.strategy.reduce(share, reduce_op="mean")),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),

@@ -4,6 +4,16 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread: many tests fork, and a forked process has none of the threads of its parent.
+
+    GNU OpenMP ends such a process without a word when it needs them, others wait for ever.
+    """
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -128,6 +128,9 @@ class HiddenStateDataModule(DataModule):
         self._train, self._validation = (
             Extractor(self.transformer, store, blocks, *common) for blocks in (train, validation)
         )
+        if options.max_norm is not None and len(self._train):
+            limit = self._train.limit(options.max_norm)
+            self._train.soundness.longest = self._validation.soundness.longest = limit
 
     def _pack(self, documents: NDArray[np.bool_], shortest: int) -> Blocks:
         """Cut the chosen documents into token blocks, of `shortest` tokens where there is no more.
@@ -235,7 +238,12 @@ class HiddenStateDataModule(DataModule):
     @property
     def n_non_finite(self) -> int:
         """Tokens that this process left out because a hidden state of theirs is not finite."""
-        return len(self._train.non_finite) + len(self._validation.non_finite)
+        return sum(len(e.soundness.non_finite) for e in (self._train, self._validation))
+
+    @property
+    def left_out_fraction(self) -> float:
+        """Share of the training tokens so far that this process left out."""
+        return self._train.soundness.left_out / max(1, self._train.soundness.checked)
 
     def decode_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return every token as it reads within a sentence."""

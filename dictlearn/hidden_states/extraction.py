@@ -8,7 +8,6 @@ Legend: L tapped layers, b sequences, w width of a sequence with special tokens,
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,13 +18,12 @@ from torch import Tensor
 
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.batch import HiddenStates, TokenStates
+from dictlearn.hidden_states.soundness import Soundness, lengths, longest
 
 if TYPE_CHECKING:
     from dictlearn.hidden_states.options import StreamOptions
     from dictlearn.text import Blocks, TokenStore
     from dictlearn.transformer import FrozenTransformer
-
-log = logging.getLogger(__name__)
 
 Integers = NDArray[np.int64]
 SEQUENCES_PER_FORWARD = 32
@@ -120,7 +118,7 @@ class Extractor:
 
     Attributes:
         seconds: spent on making hidden states so far.
-        non_finite: `(document, position)` of the tokens that were not finite.
+        soundness: which tokens are left out.
 
     Raises:
         InputError: the sequences are longer than the transformer takes.
@@ -138,9 +136,8 @@ class Extractor:
         most_non_finite: int = 0,
     ) -> None:
         frame.check(transformer)
-        self.most_non_finite = most_non_finite
+        self.soundness = Soundness(transformer.name, layers, store.document_ids, most_non_finite)
         self.seconds = 0.0
-        self.non_finite: set[tuple[int, int]] = set()
         self.transformer, self.store, self.blocks = transformer, store, blocks
         self.layers, self.frame, self.device = layers, frame, torch.device(device)
         ones = torch.ones(transformer.vocabulary_size)
@@ -164,11 +161,11 @@ class Extractor:
     def extract(self, numbers: Integers) -> TokenStates:
         """Return the hidden states of the blocks `numbers: [b]`, padding left out.
 
-        A token with a hidden state that is not finite is named in the log and has no weight; its
-        place is taken by its neighbour, so that nothing that follows meets a NaN.
+        Tokens with a hidden state that is not finite or far too long have no weight, and their
+        places are taken by neighbours (see `Soundness`).
 
         Raises:
-            InputError: there are too many such tokens, or a token id is beyond the vocabulary.
+            InputError: too many are not finite, or a token id is beyond the vocabulary.
         """
         began = time.perf_counter()
         layout = self._layout(numbers)
@@ -181,6 +178,15 @@ class Extractor:
         places = (self._tensor(document), self._tensor(position))
         self.seconds += time.perf_counter() - began
         return TokenStates(vectors, layers, token, *places, self._weights[token] * sound)
+
+    def limit(self, ratio: float) -> Tensor:
+        """Return how long a hidden state may be, `[L]`: so many times the median of its layer.
+
+        The median is that of one forward pass of blocks from everywhere in the text.
+        """
+        last = len(self) - 1
+        numbers = np.unique(np.linspace(0, last, self.frame.sequences).astype(np.int64))
+        return longest(lengths(self.extract(numbers).vectors), ratio)
 
     def _layout(self, numbers: Integers) -> _Layout:
         """Place the blocks `numbers: [b]` into rows of equal width."""
@@ -204,7 +210,7 @@ class Extractor:
         """Run the transformer over the layout, `frame.sequences` at a time.
 
         Returns:
-            The hidden states `[L, t, d]`, and whether those of every token are finite, `[t]`.
+            The hidden states `[L, t, d]`, and which tokens are not left out, `[t]`.
         """
         n, size = len(layout.ids), self.frame.sequences
         vectors = torch.empty(0)
@@ -218,7 +224,8 @@ class Extractor:
                 self.item_size = vectors.element_size()
             last = done + rows.shape[1]
             here = slice(done, last)
-            vectors[:, here], sound[here] = self._finite(rows, document[here], position[here])
+            sifted = self.soundness.sift(rows, document[here], position[here])
+            vectors[:, here], sound[here] = sifted
             done = last
         return vectors, sound
 
@@ -233,37 +240,6 @@ class Extractor:
             torch.from_numpy(ids), torch.from_numpy(mask), self.layers
         )
         return hidden.to(self.device).flatten(1, 2)
-
-    def _finite(
-        self, rows: Tensor, document: Integers, position: Integers
-    ) -> tuple[Tensor, Tensor]:
-        """Return rows `[L, t, d]` with neighbours in the place of tokens that are not finite, and
-        which tokens are, `[t]`. A row's sum shows it at a fraction of the cost.
-        """  # noqa: D205
-        finite = rows.sum(-1, dtype=torch.float32).isfinite()
-        sound = finite.all(0)
-        if bool(sound.all()):
-            return rows, sound
-        layer, at = (int(i) for i in (~finite).nonzero()[0])
-        named = (
-            f"hidden_states[{self.layers[layer]}] of {self.transformer.name} is not finite in"
-            f" document '{self.store.document_ids[document[at]]}' at token {position[at]}"
-        )
-        wrong = (~sound).nonzero().flatten().cpu().numpy()
-        new = {(int(document[i]), int(position[i])) for i in wrong} - self.non_finite
-        self.non_finite |= new
-        if not bool(sound.any()) or len(self.non_finite) > self.most_non_finite:
-            raise InputError(
-                f"{named}; with it {len(self.non_finite)} tokens are not"
-                f" (hidden_states.max_non_finite={self.most_non_finite}): set"
-                " transformer.dtype=float32, or leave this document or layer out."
-            )
-        if new:
-            log.warning("%s: left out, the %d. token so far.", named, len(self.non_finite))
-        order = torch.arange(len(sound), device=rows.device)
-        before = torch.where(sound, order, -1).cummax(0).values
-        first = sound.to(torch.int8).argmax()
-        return rows.index_select(1, torch.where(before < 0, first, before)), sound
 
     def _tensor(self, values: NDArray[np.integer]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.device)

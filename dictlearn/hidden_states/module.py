@@ -165,6 +165,11 @@ class DataModule(pl.LightningDataModule):
     def n_non_finite(self) -> int:
         """Tokens that this process left out because a hidden state of theirs is not finite."""
 
+    @property
+    @abstractmethod
+    def left_out_fraction(self) -> float:
+        """Share of the training tokens without weight: not finite, or far longer than usual."""
+
     def n_steps(self, world: int) -> int:
         """Return the number of training steps of `world` processes."""
         return math.ceil(self.max_vectors / (self.options.batch_size * world))

@@ -41,6 +41,8 @@ class StreamOptions:
             GPU). It takes twice the memory.
         max_non_finite: tokens that are left out because a hidden state of theirs is not finite,
             before a process gives up.
+        max_norm: tokens are left out that have a hidden state more than so many times as long as
+            the median of its layer (attention sinks); None: none are.
 
     Raises:
         InputError: a value is not allowed.
@@ -61,6 +63,7 @@ class StreamOptions:
     statistics_tokens: int = 8192
     prefetch: str | bool = "auto"
     max_non_finite: int = 100
+    max_norm: float | None = 10.0
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -70,6 +73,8 @@ class StreamOptions:
         choice("hidden_states.normalization", self.normalization, NORMALIZATIONS)
         choice("hidden_states.special_tokens", self.special_tokens, SPECIAL_TOKENS)
         number("hidden_states.token_weight_exponent", self.token_weight_exponent, 0.0)
+        if self.max_norm is not None:
+            self._set("max_norm", number("hidden_states.max_norm", self.max_norm, 1.0))
         for field in fields(self):
             if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
                 raise InputError(f"hidden_states.{field.name} must be true or false.")
@@ -102,6 +107,7 @@ class CachedOptions:
         validation_vectors: largest number of held-out vectors.
         validation_fraction: share of the rows of a plain file that is held out; a cache has the
             held-out documents of its text.
+        max_norm: as in `StreamOptions`, for a plain file; a cache was made with one of its own.
         verify: check the digest of every shard of a cache when it is first read.
         on_damage: ``stop`` at a damaged shard, or ``skip`` it (all are checked at the start then).
         prefetch: read the next batch in the background: true, false, or auto (on a GPU).
@@ -118,6 +124,7 @@ class CachedOptions:
     normalize_weights: bool = True
     validation_vectors: int = 32768
     validation_fraction: float = 0.05
+    max_norm: float | None = 10.0
     verify: bool = True
     on_damage: str = "stop"
     prefetch: str | bool = "auto"
@@ -135,6 +142,8 @@ class CachedOptions:
         choice(name + "on_damage", self.on_damage, ON_DAMAGE)
         number(name + "token_weight_exponent", self.token_weight_exponent, 0.0)
         number(name + "validation_fraction", self.validation_fraction, 0.0, 0.9)
+        if self.max_norm is not None:
+            object.__setattr__(self, "max_norm", number(name + "max_norm", self.max_norm, 1.0))
         if not self.path or not isinstance(self.path, str):
             raise InputError(
                 "hidden_states.path must be a folder that dictlearn cache wrote, or a .npy, .pt or "

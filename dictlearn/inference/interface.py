@@ -50,8 +50,8 @@ class Inference(nn.Module, ABC):
     def check_shards(self) -> None:
         """Raise InputError unless it can work with atoms that several processes hold."""
         raise InputError(
-            "trainer=dictionary_parallel has no such inference yet: choose inference=unrolled, "
-            "autoencoder, fista, greedy_fista or ista."
+            "trainer=dictionary_parallel cannot share this inference out: choose "
+            "inference=unrolled, autoencoder, fista, greedy_fista or ista."
         )
 
     def advance(self, fraction: float) -> None:

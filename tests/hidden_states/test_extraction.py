@@ -117,7 +117,7 @@ def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(benc
     named = rf"hidden_states\[3\] .*'{name}' at token {position[0]}"
     with pytest.raises(InputError, match=f"{named}; with it 1 tokens"):
         spoilt.rows(numbers)
-    spoilt.most_non_finite, spoilt.non_finite = 1, set()
+    spoilt.soundness.most_non_finite, spoilt.soundness.non_finite = 1, set()
     rows, sound = spoilt.rows(numbers), bench.extractor.rows(numbers)
     left_out = (rows.document == document[0]) & (rows.position == position[0])
     assert int(left_out.sum()) == len(spoilt.layers)
@@ -127,7 +127,7 @@ def test_a_hidden_state_that_is_not_finite_is_named_with_layer_and_document(benc
     assert torch.equal(rows.vectors[~left_out], sound.vectors[of_layers][~left_out])
     again = spoilt.rows(numbers)
     assert torch.equal(again.vectors, rows.vectors)
-    assert len(spoilt.non_finite) == 1  # a token is counted once
+    assert len(spoilt.soundness.non_finite) == 1  # a token is counted once
 
 
 def test_blocks_longer_than_the_transformer_takes_are_refused_at_once(

@@ -4,7 +4,7 @@ All state and all figures are compared after 16 steps with gradient clipping, re
 weighted rows and two validations; everything that depends on the batch must have come from all of
 it. The order of sums is the only difference left, and all is in float64, so that it stays small:
 
-- parameters, optimizer, idle counters, prices, cuts, training and held-out figures: 1e-8;
+- parameters, optimizer, idle counters, prices, cuts, training and held-out figures: 1e-7;
 - the amortisation gap, whose solver stops at a relative duality gap of 1e-4: 1e-4;
 - in float32: 1e-3, and 2 % for state, in which a rounded choice may tip.
 """
@@ -72,7 +72,7 @@ def far(found: Tensor, expected: Tensor) -> float:
 def check_equal(alone: dict[str, Tensor], others: list[dict[str, Tensor]]) -> None:
     """Compare all that one process ended with to what each of several did."""
     for name, expected in alone.items():
-        allowed = 1e-4 if name == "val/amortisation_gap" else 1e-8
+        allowed = 1e-4 if name == "val/amortisation_gap" else 1e-7
         assert all(torch.equal(one[name], others[0][name]) for one in others), name
         assert far(others[0][name], expected) <= allowed, name
     assert all(set(one) == set(alone) for one in others)

@@ -15,6 +15,7 @@ import dictlearn
 from dictlearn import cli
 from dictlearn.errors import InputError
 from dictlearn.storage.trained import TrainedDictionary
+from tests.integration.test_run import run
 
 SMALL = [
     "trainer=cpu",
@@ -155,3 +156,18 @@ def test_what_may_not_vary_is_refused_before_anything_is_loaded(
     assert "variants: hidden_states.layers cannot vary" in said
     assert said.count("\n") == 1
     assert not (place / "wrong").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_hold_every_variant_together(
+    several: Path, place: Path, text_folder: Path
+) -> None:
+    both = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "trainer.devices=2"]
+    given = [*SMALL[1:], *both, f"text.path={text_folder}", "hydra.run.dir=shared", VARIANTS]
+    done = run(place, *given)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in NAMES:
+        found, expected = (figures(out / "variants" / name) for out in (place / "shared", several))
+        assert found["val/fvu"] == pytest.approx(expected["val/fvu"], rel=1e-2)
+        atoms = dictlearn.load(place / "shared" / "variants" / name).atoms
+        assert atoms.shape == dictlearn.load(several / "variants" / name).atoms.shape

@@ -24,13 +24,13 @@ STEPS = 8
 
 
 class Poisoned(FrozenTransformer):
-    """Gives one number of one token in layer 3 that is not finite, wherever its id comes up."""
+    """Gives one number of one "the" of a forward pass in layer 3 that is not finite."""
 
-    token, value = 2023, math.nan
+    token, value = 1996, math.nan
 
     def hidden_states(self, ids: Tensor, mask: Tensor, layers: Any) -> Tensor:
         found = super().hidden_states(ids, mask, layers)
-        places = (ids == self.token).nonzero()[:2]
+        places = (ids == self.token).nonzero()[:1]
         for row, column in places.tolist():
             found[list(layers).index(3), row, column, 17] = self.value
         return found

@@ -195,3 +195,8 @@ class CachedDataModule(DataModule):
     def n_non_finite(self) -> int:
         """Return 0: a vector that is not finite ends the run."""
         return 0
+
+    @property
+    def left_out_fraction(self) -> float:
+        """Share of the training rows without weight: far longer than usual, or not finite once."""
+        return self.source.left_out_fraction

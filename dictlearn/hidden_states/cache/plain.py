@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import warnings
 from collections.abc import Sequence
@@ -15,16 +16,19 @@ from torch import Tensor
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.batch import HiddenStates, TokenStates
 from dictlearn.hidden_states.cache.shards import mapped
-from dictlearn.hidden_states.cache.source import Name, first_not_finite
+from dictlearn.hidden_states.cache.source import Name
 from dictlearn.hidden_states.extraction import Frame
 from dictlearn.hidden_states.options import CachedOptions
 from dictlearn.hidden_states.permutation import Integers, Permutation
+from dictlearn.hidden_states.soundness import lengths, longest
 from dictlearn.hidden_states.statistics import Statistics, Sums
 
 BLOCK = 64
 """Held-out rows that go together."""
 STATISTICS_ROWS = 1 << 17
 """Training rows on which means and scales are measured, at most."""
+MEDIAN_ROWS = 2048
+"""Rows from everywhere in the file whose median length is taken."""
 SUFFIXES = (".npy", ".pt", ".pth", ".safetensors")
 
 
@@ -54,12 +58,18 @@ class PlainRows:
             raise InputError(f"{self.path} holds {n} vectors: there is none to train on.")
         order = Permutation(n, 0, "held out")
         self._order, self._first = order, n_held_out
+        self._max_norm, self._longest = options.max_norm, math.inf
+        self.left_out_fraction = 0.0
         self.held_out = HeldOutRows(self, n_held_out)
         self.transformer = Name(self.path.name)
         self.text = Name(self.path.name, options.validation_fraction if n_held_out else 0.0)
 
     def open(self) -> None:
-        """Do nothing: it is open."""
+        """Find out how long the vectors may be."""
+        if self._max_norm is not None:
+            n = self.n_rows + self._first
+            norms = lengths(self._read(np.unique(np.linspace(0, n - 1, MEDIAN_ROWS).astype(int))))
+            self._longest = float(longest(norms[None], self._max_norm))
 
     def gather(self, rows: Integers) -> HiddenStates:
         """Return the training rows with these numbers, in their order."""
@@ -76,15 +86,15 @@ class PlainRows:
             InputError: one is not finite.
         """
         vectors = self._read(places)
-        bad = first_not_finite(vectors)
-        if bad is not None:
-            raise InputError(
-                f"Vector {places[bad]} of {self.path} is not finite: leave such vectors out."
-            )
+        norms = lengths(vectors)
+        if not bool(norms.isfinite().all()):
+            bad = places[int((~norms.isfinite()).nonzero()[0])]
+            raise InputError(f"Vector {bad} of {self.path} is not finite: leave such vectors out.")
         nowhere = torch.full((len(places),), -1)
         layer = torch.full((len(places),), self.layers[0])
-        weight = torch.ones(len(places))
-        return HiddenStates(vectors, layer, nowhere, nowhere, nowhere, weight)
+        long = norms > self._longest
+        vectors[long] = 0  # so that they do no harm even without weight, in a batch top-k say
+        return HiddenStates(vectors, layer, nowhere, nowhere, nowhere, (~long).float())
 
     def _read(self, places: Integers) -> Tensor:
         order = np.argsort(places)  # as they lie on the disk
@@ -97,8 +107,9 @@ class PlainRows:
         sums = Sums.none(1, self.hidden_size)
         n = min(self.n_rows, STATISTICS_ROWS)
         for first in range(0, n, 4096):
-            rows = np.arange(first, min(first + 4096, n))
-            sums = sums.plus(Sums.of(self.gather(rows).vectors[None]))
+            rows = self.gather(np.arange(first, min(first + 4096, n)))
+            sums = sums.plus(Sums.of(rows.vectors[None, rows.weight > 0]))
+        self.left_out_fraction = 1 - int(sums.n) / n
         return sums.statistics(kind)
 
     def about(self) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def _described(
     sequences: int,
 ) -> dict[str, Any]:
     options, store = data.options, data.store
-    names = ("block_length", "special_tokens", "keep_special", "cross_documents")
+    names = ("block_length", "special_tokens", "keep_special", "cross_documents", "max_norm")
     return {
         "transformer.name": about["name"],
         "transformer.sha256": about["sha256"],
