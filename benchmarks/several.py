@@ -5,7 +5,8 @@
 
 For every recipe one process learns a dictionary for each k, and a process of its own each of them; all of them see the
 same text, model, seed and vectors, with pages, checkpoints and validations as by default. Seconds are CPU seconds of the
-processes with everything, imports too; wall seconds are beside them. The text is tokenised before.
+processes with everything, imports too; wall seconds are beside them. The text is tokenised before. A forward pass makes
+seven vectors of a token where all hidden states are learned from, and one where one is, as most peers do: there it is dear.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ RECIPES = {
     "default (two_phase)": [],
     "three layers (unrolled, topk)": ["inference=unrolled", "prox=topk", "update=adam"],
     "TopK autoencoder": ["experiment=topk_sae"],
+    "default, hidden state 6 alone": ["hidden_states.layers=[6]"],
+    "TopK autoencoder, hidden state 6 alone": ["experiment=topk_sae", "hidden_states.layers=[6]"],
 }
 
 
