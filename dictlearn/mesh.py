@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, distributed
 
+from dictlearn import processes
 from dictlearn.codes import Codes
 
 
@@ -56,41 +57,25 @@ class Processes:
         spread: Tensor = _Spread.apply(tensor, self)  # type: ignore[no-untyped-call]
         return spread
 
-    @torch.no_grad()
     def total(self, part: Tensor) -> Tensor:
         """Return the sum of all parts, a constant."""
-        return self._reduced(part, distributed.ReduceOp.SUM)
+        return part if self.alone else processes.total(part, self.group)
 
     def mean(self, part: Tensor) -> Tensor:
         """Return the mean of all parts, a constant."""
-        return self.total(part) / self.count
+        return part if self.alone else processes.mean(part, self.group)
 
-    @torch.no_grad()
     def largest(self, part: Tensor) -> Tensor:
         """Return the elementwise maximum of all parts, a constant."""
-        return self._reduced(part, distributed.ReduceOp.MAX)
+        return part if self.alone else processes.largest(part, self.group)
 
-    @torch.no_grad()
     def smallest(self, part: Tensor) -> Tensor:
         """Return the elementwise minimum of all parts, a constant."""
-        return self._reduced(part, distributed.ReduceOp.MIN)
+        return part if self.alone else processes.smallest(part, self.group)
 
-    def _reduced(self, part: Tensor, operation: Any) -> Tensor:
-        if self.alone:
-            return part
-        whole = part.detach().clone(memory_format=torch.contiguous_format)
-        distributed.all_reduce(whole, operation, group=self.group)
-        return whole
-
-    @torch.no_grad()
     def joined(self, part: Tensor, dim: int = 0) -> Tensor:
         """Return the parts of all, of one shape, one after the other along `dim`, a constant."""
-        if self.alone:
-            return part
-        mine = part.detach().contiguous()
-        parts = [torch.empty_like(mine) for _ in range(self.count)]
-        distributed.all_gather(parts, mine, group=self.group)
-        return torch.cat(parts, dim)
+        return part if self.alone else processes.gathered(part, self.group, dim)
 
     def place(self, length: int) -> slice:
         """Return where the part of this process lies in a whole of so many, shared out evenly."""
@@ -183,8 +168,8 @@ class _Sum(torch.autograd.Function):
     """The sum over processes; backward hands the gradient on."""
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor, processes: Processes) -> Tensor:
-        return processes.total(part)
+    def forward(ctx: Any, part: Tensor, holders: Processes) -> Tensor:
+        return holders.total(part)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -195,11 +180,11 @@ class _Spread(torch.autograd.Function):
     """The tensor itself; backward sums the gradients over processes."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, processes: Processes) -> Tensor:
-        ctx.processes = processes
+    def forward(ctx: Any, tensor: Tensor, holders: Processes) -> Tensor:
+        ctx.holders = holders
         return tensor.view_as(tensor)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.processes.total(grad), None
+        return ctx.holders.total(grad), None

@@ -72,17 +72,24 @@ def smallest(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def gathered(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
-    """Return the rows `[n, ...]` of all processes, in the order of their numbers.
+def largest(value: Tensor, group: ProcessGroup | None = None) -> Tensor:
+    """Return the entrywise largest of the processes' tensors."""
+    return _reduced(value, distributed.ReduceOp.MAX, group) if world_size(group) > 1 else value
+
+
+@torch.no_grad()
+def gathered(value: Tensor, group: ProcessGroup | None = None, dim: int = 0) -> Tensor:
+    """Return the tensors of all processes, of one shape, one after the other along `dim`.
 
     Batches that are put together so are the batch of one process: see `Share.of`.
     """
     world = world_size(group)
     if world == 1:
         return value
-    parts = [torch.empty_like(value) for _ in range(world)]
-    distributed.all_gather(parts, value.contiguous(), group=_of(group))
-    return torch.cat(parts)
+    mine = value.detach().contiguous()
+    parts = [torch.empty_like(mine) for _ in range(world)]
+    distributed.all_gather(parts, mine, group=_of(group))
+    return torch.cat(parts, dim)
 
 
 @torch.no_grad()

@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "seeding": set(),
     "codes": set(),
-    "mesh": {"codes"},
+    "mesh": {"codes", "processes"},
     "noise": set(),
     "processes": set(),
     "storage.atomic": set(),
