@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from dictlearn.errors import InputError, number, whole_number
 
@@ -21,6 +21,28 @@ class Document(NamedTuple):
 
     id: str
     text: str
+
+
+class Place(NamedTuple):
+    """Where a text broke off.
+
+    Attributes:
+        rows: rows of the dataset before it.
+        state: what `datasets` needs to go on there, plain values.
+        documents: documents that were yielded before it.
+    """
+
+    rows: int
+    state: dict[str, Any]
+    documents: int = 0
+
+
+class Unfinished(InputError):  # noqa: N818 - it is not wrong, it is to be gone on with
+    """A text broke off: what there is may be kept, and the rest be read later from `place`."""
+
+    def __init__(self, message: str, place: Place) -> None:
+        super().__init__(message)
+        self.place = place
 
 
 class TextSource(Protocol):
@@ -39,6 +61,14 @@ class TextSource(Protocol):
 
     def documents(self) -> Iterator[Document]:
         """Yield the documents, always in the same order."""
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A source that may raise `Unfinished`."""
+
+    def documents_from(self, place: Place) -> Iterator[Document]:
+        """Yield the documents from there on, as `TextSource.documents` would have."""
 
 
 def digest(value: object) -> str:
@@ -70,19 +100,24 @@ def check_limit(limit: object) -> int | None:
 
 
 def limited(
-    documents: Iterable[Document], min_characters: int, max_documents: int | None, origin: str
+    documents: Iterable[Document],
+    min_characters: int,
+    max_documents: int | None,
+    origin: str,
+    before: int = 0,
 ) -> Iterator[Document]:
-    """Yield the first `max_documents` documents (all, if None) of at least `min_characters`.
+    """Yield the first `max_documents` documents (all, if None) of at least `min_characters`; less
+    `before` of them, which were yielded earlier.
 
     White space at both ends of a text does not count; a document of white space only is dropped.
 
     Raises:
-        InputError: nothing is left; the message begins with `origin`, e.g. ``text.path=corpus``.
-    """
+        InputError: there is none; the message begins with `origin`, e.g. ``text.path=corpus``.
+    """  # noqa: D205
     minimum = max(min_characters, 1)
     long_enough = (d for d in documents if len(d.text.strip()) >= minimum)
-    empty = True
-    for document in islice(long_enough, max_documents):
+    empty = not before
+    for document in islice(long_enough, max_documents and max_documents - before):
         empty = False
         yield document
     if empty:

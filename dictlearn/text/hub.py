@@ -12,7 +12,15 @@ from typing import Any
 
 from dictlearn.errors import InputError, choice, whole_number
 from dictlearn.text import readers
-from dictlearn.text.documents import Document, check_fraction, check_limit, digest, limited
+from dictlearn.text.documents import (
+    Document,
+    Place,
+    Unfinished,
+    check_fraction,
+    check_limit,
+    digest,
+    limited,
+)
 from dictlearn.text.local import (
     LocalText,
     files_fingerprint,
@@ -141,12 +149,19 @@ class HubText:
 
         Raises:
             InputError: the dataset, its subset, split or column cannot be had, or holds no text.
+            Unfinished: a stream broke off, and its rows are documents.
         """
         local = self._local()
-        if local is not None:
-            return local.documents()
-        origin = f"text.path={self.path}"
-        return limited(self._all(), self.min_characters, self.max_documents, origin)
+        return self._limited(None) if local is None else local.documents()
+
+    def documents_from(self, place: Place) -> Iterator[Document]:
+        """Yield the documents from the place on at which `Unfinished` was raised."""
+        return self._limited(place)
+
+    def _limited(self, place: Place | None) -> Iterator[Document]:
+        origin, before = f"text.path={self.path}", place.documents if place else 0
+        limits = (self.min_characters, self.max_documents, origin, before)
+        return limited(self._all(place), *limits)
 
     def _local(self) -> LocalText | None:
         """Return the local text that `path` means; None: it is for `datasets` to read."""
@@ -167,27 +182,32 @@ class HubText:
         joined = self.split_documents == "headings" and path.is_file() and readers.is_table(path)
         return "heading" if joined and has_articles(readers.rows(path, self.column)) else "auto"
 
-    def _all(self) -> Iterator[Document]:
-        texts = self._texts()
+    def _all(self, place: Place | None) -> Iterator[Document]:
+        texts = self._texts(place)
         if self.split_documents == "headings":
             texts = articles(text.rstrip("\r\n") for text in texts)
-        for index, text in enumerate(texts):
+        for index, text in enumerate(texts, place.rows if place else 0):
             yield Document(f"{self.path}/{self.split}#{index}", text)
 
-    def _texts(self) -> Iterator[str]:
+    def _texts(self, place: Place | None) -> Iterator[str]:
         where = f"text.path={self.path} (text.subset={self.subset}, text.split={self.split})"
         try:
-            for batch in steady_batches(self._rows, _BATCH_ROWS):
+            for batch in steady_batches(self._rows, _BATCH_ROWS, place):
                 readers.check_column(self.column, batch, self.path)
                 for value in batch[self.column]:
                     yield readers.check_text(value, self.column, self.path)
         except InputError:
             raise
         except Interrupted as interrupted:
-            raise InputError(
-                f"{where} broke off after {interrupted.rows} rows and does not answer any more "
-                f"({_reason(interrupted)}): run again later, or first download it by "
-                f"{_download(self.path)}."
+            broke_off = (
+                f"{where} broke off after {interrupted.place.rows} rows and does not answer any "
+                f"more ({_reason(interrupted)}): run again later"
+            )
+            instead = f"or first download it by {_download(self.path)}."
+            if self.split_documents == "headings":  # an article may have begun
+                raise InputError(f"{broke_off}, {instead}") from interrupted
+            raise Unfinished(
+                f"{broke_off} to go on from there, {instead}", interrupted.place
             ) from interrupted
         except Exception as error:  # whatever `datasets` and its readers raise
             raise InputError(f"{where} cannot be read: {_reason(error)}.") from error

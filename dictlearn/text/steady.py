@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dictlearn.text.documents import Place
+
 logger = logging.getLogger(__name__)
 
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
@@ -21,20 +23,23 @@ class Interrupted(Exception):  # noqa: N818 - the error is its cause
     """A server did not answer any more, however often it was asked.
 
     Attributes:
-        rows: how many rows had arrived.
+        place: up to where all rows had arrived.
     """
 
-    def __init__(self, rows: int) -> None:
-        super().__init__(f"after row {rows}")
-        self.rows = rows
+    def __init__(self, place: Place) -> None:
+        super().__init__(f"after row {place.rows}")
+        self.place = place
 
 
-def steady_batches(load: Callable[[], Any], size: int) -> Iterator[dict[str, list[Any]]]:
+def steady_batches(
+    load: Callable[[], Any], size: int, place: Place | None = None
+) -> Iterator[dict[str, list[Any]]]:
     """Yield the rows of a dataset in batches, every row once and in order.
 
     Args:
         load: returns a Dataset, or an IterableDataset whose rows come over a network.
         size: rows of a batch.
+        place: where to begin; None: with the first row.
 
     Raises:
         Interrupted: the network failed at every attempt.
@@ -42,19 +47,22 @@ def steady_batches(load: Callable[[], Any], size: int) -> Iterator[dict[str, lis
     with _own_attempts_only():
         rows = load()  # where the libraries ask again by themselves
         if not _is_stream(rows):
-            yield from rows.iter(batch_size=size)
+            rest = rows.select(range(place.rows, len(rows))) if place else rows
+            yield from rest.iter(batch_size=size)
             return
-        yield from _resumed(rows, size)
+        yield from _resumed(rows, size, place)
 
 
-def _resumed(rows: Any, size: int) -> Iterator[dict[str, list[Any]]]:
-    attempts = _Attempts()
+def _resumed(rows: Any, size: int, place: Place | None) -> Iterator[dict[str, list[Any]]]:
+    if place is not None:
+        rows.load_state_dict(place.state)
+    attempts = _Attempts(place.rows if place else 0)
     state, found = rows.state_dict(), rows.iter(batch_size=size)
     while True:
         try:
             batch = next(found, None)
         except Exception as error:
-            attempts.wait(error)
+            attempts.wait(error, state)
             # The place after the last whole batch: what was read of the next one comes again.
             rows.load_state_dict(state)
             found = rows.iter(batch_size=size)
@@ -69,19 +77,19 @@ def _resumed(rows: Any, size: int) -> Iterator[dict[str, list[Any]]]:
 class _Attempts:
     """Counts failures in a row, and waits longer after each."""
 
-    def __init__(self) -> None:
-        self.rows = self._failures = 0
+    def __init__(self, rows: int) -> None:
+        self.rows, self._failures = rows, 0
 
     def succeeded(self, n_rows: int) -> None:
         self.rows += n_rows
         self._failures = 0
 
-    def wait(self, error: Exception) -> None:
+    def wait(self, error: Exception, state: dict[str, Any]) -> None:
         """Wait before the next attempt; raise the error if another one would not help."""
         if not is_outage(error):
             raise error
         if self._failures == len(WAITS):
-            raise Interrupted(self.rows) from error
+            raise Interrupted(Place(self.rows, state)) from error
         seconds = WAITS[self._failures]
         self._failures += 1
         logger.warning(

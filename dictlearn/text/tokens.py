@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import time
-from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dictlearn.errors import InputError
 from dictlearn.storage.atomic import atomic_folder
-from dictlearn.text.documents import Document, TextSource, digest
+from dictlearn.text.begun import Begun, Index
+from dictlearn.text.documents import Document, Resumable, TextSource, Unfinished, digest
 from dictlearn.text.packing import Blocks, pack
 from dictlearn.text.progress import Progress, reporting
-from dictlearn.text.store import TokenStore, content_hash, digests, open_store, text_bytes
+from dictlearn.text.store import TokenStore, content_hash, open_store, text_bytes
 
 __all__ = ["Blocks", "TokenStore", "pack", "token_ids", "tokenize", "tokenizer_fingerprint"]
 
@@ -74,7 +73,7 @@ def tokenize(
         return open_store(path)
     try:
         with atomic_folder(path) as folder, reporting(progress, source.name) as report:
-            _write(folder, source, tokenizer, report, rules)
+            _write(folder, source, tokenizer, report, rules, Begun(path.with_name(f"{key}.begun")))
     except OSError as error:  # those of the source are InputErrors already
         raise InputError(
             f"data_dir={directory}: the tokenised text cannot be written: {error}."
@@ -82,46 +81,30 @@ def tokenize(
     return open_store(path)
 
 
-@dataclass
-class _Counts:
-    """What `meta.json` says about the documents."""
-
-    documents: int = 0
-    tokens: int = 0
-    characters: int = 0
-    dropped_duplicates: int = 0
-    dropped_without_tokens: int = 0
-
-
-@dataclass
-class _Index:
-    """Everything but the token ids, which never stay in memory."""
-
-    offsets: array[int] = field(default_factory=lambda: array("q", [0]))
-    hashes: array[int] = field(default_factory=lambda: array("Q"))
-    ids: list[str] = field(default_factory=list)
-    seen: set[int] = field(default_factory=set)
-    counts: _Counts = field(default_factory=_Counts)
-
-
-def _batches(documents: Iterable[Document], index: _Index) -> Iterator[list[tuple[str, str, int]]]:
+def _batches(documents: Iterable[Document], index: Index) -> Iterator[list[tuple[str, str, int]]]:
     """Yield lists of (id, text, content hash) without exact duplicates."""
     batch: list[tuple[str, str, int]] = []
     characters = 0
-    for document in documents:
-        content = text_bytes(document.text)
-        key = content_hash(content)
-        if key in index.seen:
-            index.counts.dropped_duplicates += 1
-            continue
-        index.seen.add(key)
-        batch.append((document.id, content.decode("utf-8"), key))
-        characters += len(document.text)
-        if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
+    broken: Unfinished | None = None
+    try:
+        for document in documents:
+            content = text_bytes(document.text)
+            key = content_hash(content)
+            if key in index.seen:
+                index.counts.dropped_duplicates += 1
+                continue
+            index.seen.add(key)
+            batch.append((document.id, content.decode("utf-8"), key))
+            characters += len(document.text)
+            if len(batch) == _BATCH_DOCUMENTS or characters >= _BATCH_CHARACTERS:
+                yield batch
+                batch, characters = [], 0
+    except Unfinished as error:
+        broken = error
     if batch:
         yield batch
+    if broken is not None:
+        raise broken
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
@@ -150,56 +133,62 @@ def _write_header(file: IO[bytes], n_tokens: int) -> None:
     np.lib.format.write_array_header_1_0(file, header)
 
 
-def _write_tokens(file: IO[bytes], source: TextSource, tokenizer: Any, report: Progress) -> _Index:
-    index = _Index()
+def _write_tokens(
+    file: IO[bytes], documents: Iterable[Document], tokenizer: Any, report: Progress, index: Index
+) -> None:
+    """Append the tokens of the documents to those that the index knows of."""
     counts = index.counts
-    _write_header(file, 0)
-    for batch in _batches(source.documents(), index):
-        encoded = token_ids(tokenizer, [text for _, text, _ in batch])
-        np.fromiter(chain.from_iterable(encoded), dtype="<i4").tofile(file)
-        for (id, text, key), ids in zip(batch, encoded, strict=True):
-            if not ids:
-                counts.dropped_without_tokens += 1
-                continue
-            counts.tokens += len(ids)
-            counts.characters += len(text)
-            index.offsets.append(counts.tokens)
-            index.hashes.append(key)
-            index.ids.append(id)
-        counts.documents = len(index.ids)
-        report(counts.documents, counts.tokens)
-    _write_header(file, counts.tokens)
-    return index
+    try:
+        for batch in _batches(documents, index):
+            encoded = token_ids(tokenizer, [text for _, text, _ in batch])
+            np.fromiter(chain.from_iterable(encoded), dtype="<i4").tofile(file)
+            for (id, text, key), ids in zip(batch, encoded, strict=True):
+                if not ids:
+                    counts.dropped_without_tokens += 1
+                    continue
+                counts.tokens += len(ids)
+                counts.characters += len(text)
+                index.offsets.append(counts.tokens)
+                index.hashes.append(key)
+                index.ids.append(id)
+            counts.documents = len(index.ids)
+            report(counts.documents, counts.tokens)
+    finally:
+        _write_header(file, counts.tokens)
 
 
-def _write(folder: Path, source: TextSource, tokenizer: Any, report: Progress, rules: str) -> None:
-    """Fill the folder of a new store."""
+def _write(
+    folder: Path, source: TextSource, tokenizer: Any, report: Progress, rules: str, begun: Begun
+) -> None:
+    """Fill the folder of a new store, from where an earlier attempt broke off."""
     started = time.perf_counter()
-    with (folder / "tokens.npy").open("wb") as file:
-        index = _write_tokens(file, source, tokenizer, report)
-    if not index.counts.tokens:
-        raise InputError(f"{source.name} holds no text: the tokenizer found no token in it.")
-    _save(folder / "offsets.npy", np.frombuffer(index.offsets, dtype=np.int64))
-    _save(folder / "content_hashes.npy", np.frombuffer(index.hashes, dtype=np.uint64))
-    (folder / "document_ids.json").write_text(json.dumps(index.ids))
-    meta = {
+    about = {
         "version": _STORE_VERSION,
         "source": source.name,
         "source_fingerprint": source.fingerprint(),
         "tokenizer": type(tokenizer).__name__,
         "tokenizer_fingerprint": rules,
-        **asdict(index.counts),
-        "xxh3_64": digests(folder),
-        "seconds": round(time.perf_counter() - started, 3),
     }
-    (folder / "meta.json").write_text(json.dumps(meta, indent=2))
+    index, documents = Index(), source.documents
+    with (folder / "tokens.npy").open("wb") as file:
+        _write_header(file, 0)
+        if isinstance(source, Resumable) and (found := begun.read(file)) is not None:
+            index, place = found
+            documents = partial(source.documents_from, place)
+        try:
+            _write_tokens(file, documents(), tokenizer, report, index)
+        except Unfinished as stop:
+            file.close()
+            begun.keep(folder, index, stop.place, about)
+            raise
+    counts = index.counts
+    if not counts.tokens:
+        raise InputError(f"{source.name} holds no text: the tokenizer found no token in it.")
+    seconds = round(time.perf_counter() - started, 3)
+    index.save(folder, {**about, "seconds": seconds})
+    begun.remove()
     logger.info(
         "tokens of %s: %d documents, %d tokens, %.1f s; dropped %d duplicates, %d without tokens",
-        *(source.name, meta["documents"], meta["tokens"], meta["seconds"]),
-        *(meta["dropped_duplicates"], meta["dropped_without_tokens"]),
+        *(source.name, counts.documents, counts.tokens, seconds),
+        *(counts.dropped_duplicates, counts.dropped_without_tokens),
     )
-
-
-def _save(path: Path, values: NDArray[Any]) -> None:
-    with path.open("wb") as file:
-        np.save(file, values)

@@ -17,10 +17,11 @@ from typing import Any
 import pytest
 
 from dictlearn.errors import InputError
-from dictlearn.text import HubText, steady
+from dictlearn.text import HubText, TokenStore, steady, tokenize
 
-FILES, ROWS = 3, 700
+FILES, ROWS = 7, 700
 TEXTS = [f"Document {n} of a text that is read over a network." for n in range(FILES * ROWS)]
+TEXTS[5::50] = [TEXTS[2], TEXTS[3]] * (len(TEXTS[5::50]) // 2)  # some come again and again
 
 
 class Flaky(http.server.BaseHTTPRequestHandler):
@@ -98,7 +99,7 @@ def test_a_stream_goes_on_where_it_broke_off(
     caplog.set_level(logging.WARNING, logger="dictlearn")
     assert texts() == TEXTS
     usual = served.asked  # the first of these only find out what kind of files there are
-    for first in range(usual - 5, usual + 1):
+    for first in range(usual - 2 * FILES + 2, usual + 1, 3):
         served.asked, served.faults = 0, {first: fault, first + 1: fault}
         assert texts() == TEXTS
         assert served.asked > usual
@@ -109,7 +110,7 @@ def test_a_stream_goes_on_where_it_broke_off(
 @pytest.mark.parametrize("fault", ["half", "silence", "503"])
 def test_a_server_that_stays_away_ends_in_a_sentence(fault: str, served: type[Flaky]) -> None:
     """D4 the hub stays away: after bounded attempts one sentence with the way around it."""
-    served.faults = dict.fromkeys(range(6, 99), fault)
+    served.faults = dict.fromkeys(range(3 + FILES, 99), fault)
     began = time.monotonic()
     message = r"some/where .*broke off after \d+ rows .*run again later.*hf download some/where"
     with pytest.raises(InputError, match=message) as told:
@@ -117,6 +118,53 @@ def test_a_server_that_stays_away_ends_in_a_sentence(fault: str, served: type[Fl
     assert time.monotonic() - began < 20
     assert "\n" not in str(told.value)
     assert served.asked < 40
+
+
+def tokenized(place: Path, tokenizer: Any, **options: Any) -> TokenStore:
+    """The tokens of our dataset."""
+    return tokenize(HubText("some/where", streaming=True, **options), tokenizer, place, False)
+
+
+@pytest.mark.parametrize("options", [{}, {"max_documents": 4400, "min_characters": 52}], ids=str)
+def test_a_text_that_broke_off_is_gone_on_with(
+    options: dict[str, Any], served: type[Flaky], tmp_path: Path, tokenizer: Any
+) -> None:
+    """D4 the hub stays away in mid-stream: what is tokenised is kept, and the same command goes
+    on with the row at which it broke off.
+    """
+    whole = tokenized(tmp_path / "whole", tokenizer, **options)
+    usual = served.asked
+    served.asked, served.faults = 0, dict.fromkeys(range(usual, 99), "silence")
+    with pytest.raises(InputError, match=r"after 4000 rows .*run again later to go on from there"):
+        tokenized(tmp_path / "again", tokenizer, **options)
+    (kept,) = (tmp_path / "again").iterdir()
+    assert kept.name.endswith(".begun")
+    served.asked, served.faults = 0, {}
+    found = tokenized(tmp_path / "again", tokenizer, **options)
+    assert served.asked < usual  # the first files are not read again
+    assert found.tokens.tolist() == whole.tokens.tolist()
+    assert found.offsets.tolist() == whole.offsets.tolist()
+    assert found.content_hashes.tolist() == whole.content_hashes.tolist()
+    assert found.document_ids == whole.document_ids
+    assert found.meta | {"seconds": 0} == whole.meta | {"seconds": 0}
+    assert not kept.exists()
+
+
+def test_a_damaged_beginning_is_not_gone_on_with(
+    served: type[Flaky], tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A5 the kept beginning of a text is damaged: begun anew, with a warning."""
+    whole = tokenized(tmp_path / "whole", tokenizer)
+    served.faults = dict.fromkeys(range(served.asked * 2, 99), "silence")
+    with pytest.raises(InputError):
+        tokenized(tmp_path / "again", tokenizer)
+    (kept,) = (tmp_path / "again").iterdir()
+    content = bytearray((kept / "tokens.npy").read_bytes())
+    content[500] ^= 1
+    (kept / "tokens.npy").write_bytes(content)
+    served.faults = {}
+    assert tokenized(tmp_path / "again", tokenizer).tokens.tolist() == whole.tokens.tolist()
+    assert "begun anew" in caplog.text
 
 
 def test_what_is_no_outage_is_not_tried_again(served: type[Flaky]) -> None:
