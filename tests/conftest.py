@@ -1,7 +1,10 @@
 """Text and models for tests: real ones, made or found on the spot."""
 
 import importlib.util
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,3 +43,13 @@ def minilm_folder() -> Path:
     assert spec is not None
     assert spec.origin is not None
     return Path(spec.origin).parent / "model"
+
+
+@pytest.fixture(scope="module")
+def make_data(
+    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Any]:
+    """Make tiny streams, tokenised once: see `small_data`."""
+    from tests.small_run import small_data
+
+    return partial(small_data, minilm_folder, text_folder, tmp_path_factory.mktemp("data"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,22 +17,10 @@ from dictlearn.inference import Fista, Inference, Iterative, Solution, Unrolled
 from dictlearn.learner import DictionaryLearner
 from dictlearn.prox import Prox, Soft, TopK
 from dictlearn.update import Adam, HessianDiagonalRule, UpdateRule
-from tests.small_run import BATCH, LAYERS, small_data, small_learner, small_trainer
+from tests.small_run import BATCH, LAYERS, small_learner, small_trainer
 from tests.watch import HELD_OUT_KEYS, direction, exact, run
 
 MakeData = Callable[..., HiddenStateDataModule]
-
-
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(**options: Any) -> HiddenStateDataModule:
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
 
 
 def test_with_exact_codes_the_gradient_of_the_atoms_is_that_of_the_paper_and_there_is_no_other(

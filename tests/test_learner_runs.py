@@ -18,22 +18,10 @@ from dictlearn.inference import Unrolled
 from dictlearn.learner import DictionaryLearner
 from dictlearn.prox import TopK
 from dictlearn.update import Adam, HessianDiagonalRule, UpdateRule
-from tests.small_run import BATCH, small_data, small_learner, small_trainer
+from tests.small_run import BATCH, small_learner, small_trainer
 from tests.watch import HELD_OUT_KEYS, exact, learned
 
 MakeData = Callable[..., HiddenStateDataModule]
-
-
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(**options: Any) -> HiddenStateDataModule:
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
 
 
 def values(node: Any) -> Iterator[Any]:

@@ -18,24 +18,12 @@ from dictlearn.inference import Unrolled
 from dictlearn.learner import DictionaryLearner
 from dictlearn.seeding import generator
 from dictlearn.update import HessianDiagonalRule
-from tests.small_run import BATCH, small_data, small_learner, small_trainer
+from tests.small_run import BATCH, small_learner, small_trainer
 from tests.test_learner_runs import ended
 from tests.watch import learned
 
 DEAD = [5, 40]
 MakeData = Callable[..., HiddenStateDataModule]
-
-
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(**options: Any) -> HiddenStateDataModule:
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
 
 
 class Planted(pl.Callback):

@@ -18,23 +18,11 @@ from dictlearn.inference import Fista, Iterative, Unrolled
 from dictlearn.parallel import DictionaryParallel
 from dictlearn.prox import BatchTopK, Jump, Soft
 from dictlearn.update import Frozen, HessianDiagonalRule, Signum
-from tests.small_run import BATCH, small_data, small_learner, small_trainer
+from tests.small_run import BATCH, small_learner, small_trainer
 from tests.watch import HELD_OUT_KEYS, exact, learned
 
 MakeData = Callable[..., HiddenStateDataModule]
 Ended = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(**options: Any) -> HiddenStateDataModule:
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
 
 
 class Report(pl.Callback):

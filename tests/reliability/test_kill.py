@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from dictlearn import cli
 from dictlearn.storage.committed import newest_whole
@@ -26,6 +27,7 @@ def attempt(overrides: list[str], seconds: float | None) -> bool:
         code = 1
         try:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            torch.set_num_threads(1)  # the pool of the parent is void, which threads must not find
             cli.train(overrides)
             code = 0
         finally:
