@@ -86,6 +86,7 @@ def test_layers_on_candidates_are_timed_beside_those_on_all_atoms(
     assert "16 candidates" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_exact_dictionary_learning_is_timed_beside_the_prototype(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,6 +140,7 @@ def test_negative_codes_are_refused_by_the_gap() -> None:
         solvers.relative_gaps(problem, -torch.ones(1, 2))
 
 
+@pytest.mark.slow
 def test_the_frontier_goes_on_where_it_was(
     given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
