@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -132,15 +133,23 @@ def test_a_text_that_broke_off_is_gone_on_with(
     """D4 the hub stays away in mid-stream: what is tokenised is kept, and the same command goes
     on with the row at which it broke off.
     """
+    place = tmp_path / "again"
     whole = tokenized(tmp_path / "whole", tokenizer, **options)
-    usual = served.asked
-    served.asked, served.faults = 0, dict.fromkeys(range(usual, 99), "silence")
-    with pytest.raises(InputError, match=r"after 4000 rows .*run again later to go on from there"):
-        tokenized(tmp_path / "again", tokenizer, **options)
-    (kept,) = (tmp_path / "again").iterdir()
+    usual, broke_off = served.asked, "rows .*run again later to go on from there"
+    served.asked, served.faults = 0, dict.fromkeys(range(usual - 5, 99), "silence")
+    with pytest.raises(InputError, match=f"after 2000 {broke_off}"):
+        tokenized(place, tokenizer, **options)
+    (kept,) = place.iterdir()
     assert kept.name.endswith(".begun")
+    shutil.copytree(place, tmp_path / "counted")
     served.asked, served.faults = 0, {}
-    found = tokenized(tmp_path / "again", tokenizer, **options)
+    tokenized(tmp_path / "counted", tokenizer, **options)
+    served.faults = dict.fromkeys(range(served.asked, 99), "silence")
+    served.asked = 0
+    with pytest.raises(InputError, match=f"after 4000 {broke_off}"):  # once more
+        tokenized(place, tokenizer, **options)
+    served.asked, served.faults = 0, {}
+    found = tokenized(place, tokenizer, **options)
     assert served.asked < usual  # the first files are not read again
     assert found.tokens.tolist() == whole.tokens.tolist()
     assert found.offsets.tolist() == whole.offsets.tolist()
