@@ -18,6 +18,7 @@ SECRETS = {
 }
 
 
+@pytest.mark.slow
 def test_no_secret_of_the_environment_is_in_any_file_of_a_run(
     tmp_path: Path,
     text_folder: Path,
