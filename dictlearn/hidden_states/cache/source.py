@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
 from dictlearn.errors import InputError
 
 
@@ -22,15 +19,6 @@ class Name(NamedTuple):
 
     name: str
     validation_fraction: float = 0.0
-
-
-def first_not_finite(vectors: Tensor) -> int | None:
-    """Return the first row of `[n, d]` that is not finite, None if all are.
-
-    A row's sum shows it at a fraction of the cost.
-    """
-    finite = vectors.sum(-1, dtype=torch.float32).isfinite()
-    return None if bool(finite.all()) else int((~finite).nonzero()[0, 0])
 
 
 def chosen_layers(wanted: str | Sequence[int], there: Sequence[int], path: Path) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from dictlearn.errors import InputError
 from dictlearn.hidden_states.batch import HiddenStates, TokenStates
 from dictlearn.hidden_states.cache.manifest import Manifest, Shard, check
 from dictlearn.hidden_states.cache.shards import COLUMNS, Layout, mapped
-from dictlearn.hidden_states.cache.source import first_not_finite
 from dictlearn.hidden_states.options import CachedOptions
 from dictlearn.hidden_states.permutation import Integers
 
@@ -147,8 +146,9 @@ class StoredSplit:
         return tensors
 
     def _check_finite(self, states: HiddenStates) -> None:
-        at = first_not_finite(states.vectors)
-        if at is not None:
+        finite = states.vectors.sum(-1, dtype=torch.float32).isfinite()  # a row's sum shows it
+        if not bool(finite.all()):
+            at = int((~finite).nonzero()[0, 0])
             raise InputError(
                 f"hidden_states[{int(states.layer[at])}] in the cache {self._folder} is not finite"
                 f" in document {int(states.document[at])} at token {int(states.position[at])}: "
