@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Tests run one by one in each of these processes.
+WORKERS := --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: run test lint clean
 
@@ -12,7 +14,7 @@ run: $(STAMP)
 	$(BIN)/python train.py $(ARGS)
 
 test: lint
-	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not slow and not gpu" $(WORKERS) $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

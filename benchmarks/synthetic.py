@@ -106,7 +106,7 @@ def made(n: int, d: int = 64, m: int = 256, l0: float = 6.0, seed: int = 0) -> T
 
 def matched(found: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
     """Return cosines `[true, found]` of the atoms, and the found atom of every true one."""
-    from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+    from scipy.optimize import linear_sum_assignment
 
     cosines = truth @ normalize(found, dim=1).T
     _, columns = linear_sum_assignment(-cosines.numpy())

@@ -83,7 +83,7 @@ OVERRIDES = {
         *("prox=topk", "prox.k={k}"),
     ],
 }
-PURSUITS = {"omp": omp, "exchange": exchange_pursuit}
+PURSUITS: dict[str, Callable[..., Codes]] = {"omp": omp, "exchange": exchange_pursuit}
 OUR_INFERENCE = (*PURSUITS, "lasso_refit", "shared")
 
 

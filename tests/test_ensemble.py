@@ -26,7 +26,7 @@ from dictlearn.prox import BatchTopK, Jump, TopK
 from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.transformer import FrozenTransformer
 from dictlearn.update import Adam, FirstAdam, JointOptimizer, Phased, ThenHessianDiagonal
-from tests.reliability.interrupted import (
+from tests.resume.interrupted import (
     Interrupt,
     assert_same_end,
     equal,

@@ -88,9 +88,10 @@ class HiddenStateDataModule(DataModule):
             return
         self.open_text(device)
         options, kind = self.options, self.options.normalization
-        rows = self._rows(self._train)
-        self._plan = LanePlan(rows, options.lanes, options.sequences_per_block, self.seed)
-        self.statistics = measure(self._train, self._plan.order(0), options.statistics_tokens, kind)
+        rows, documents = self._rows(self._train), self._train.blocks.document
+        sequences = options.sequences_per_block
+        self._plan = LanePlan(rows, documents, options.lanes, sequences, self.seed)
+        self.statistics = measure(self._train, self._plan.mixed(), options.statistics_tokens, kind)
         mean, scale = self.statistics.mean, self.statistics.scale
         self.normalization = Normalization(kind, self.layers, mean, scale)
         self._device = device
@@ -140,7 +141,7 @@ class HiddenStateDataModule(DataModule):
         """
         n_tokens = int((np.diff(self.store.offsets) * documents).sum())
         if not n_tokens:
-            return Blocks(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+            return Blocks.none()
         length = min(self.options.block_length, max(n_tokens, shortest))
         return pack(self.store, documents, length, self.options.cross_documents)
 
@@ -162,6 +163,8 @@ class HiddenStateDataModule(DataModule):
                 f" {len(self.layers)} layers): max_vectors={self.max_vectors} goes round it again,"
                 f" {wanted / n_vectors:.1f} times in all."
             )
+        if n_cut := self._plan.n_cut():
+            self._say(f"{n_cut} of the documents are too long for one lane and lie in several.")
         made = share.split(self._mesh().dictionary)
         blocks = 2 if self._prefetch() else 1
         size = lane_block_bytes(self._train, options.sequences_per_block)
@@ -175,9 +178,9 @@ class HiddenStateDataModule(DataModule):
     def sample(self, n: int) -> HiddenStates:
         """Return at least `n` training vectors if there are, the same on every process.
 
-        They are those of the first token blocks of the first epoch, to start a dictionary from.
+        They are those of token blocks from everywhere in the text, to start a dictionary from.
         """
-        order = self._plan.order(0)
+        order = self._plan.mixed()
         enough = int(np.searchsorted(np.cumsum(self._plan.rows[order]), n)) + 1
         size = self._train.frame.sequences
         parts = [

@@ -17,10 +17,18 @@ class Blocks(NamedTuple):
     Attributes:
         start: int64 [B], index of the first token.
         length: int64 [B], number of tokens.
+        document: int64 [B], ascending: blocks with the same number are of one document, or of
+            neighbours that are cut as one; no others have a token of these documents.
     """
 
     start: NDArray[np.int64]
     length: NDArray[np.int64]
+    document: NDArray[np.int64]
+
+    @classmethod
+    def none(cls) -> Blocks:
+        """Return no block at all."""
+        return cls(*(np.empty(0, dtype=np.int64) for _ in cls._fields))
 
 
 def pack(
@@ -59,4 +67,4 @@ def pack(
     run = np.repeat(np.arange(len(begin)), n_blocks)
     number = np.arange(len(run)) - np.repeat(np.cumsum(n_blocks) - n_blocks, n_blocks)
     start = begin[run] + number * length
-    return Blocks(start, np.minimum(length, end[run] - start))
+    return Blocks(start, np.minimum(length, end[run] - start), run)

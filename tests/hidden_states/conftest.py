@@ -95,7 +95,8 @@ def bench(transformer: FrozenTransformer, store: TokenStore) -> Bench:
     before, after = transformer.special_affixes
     frame = Frame(16, before, after, sequences=4)
     extractor = Extractor(transformer, store, blocks, (0, 3), frame)
-    plan = LanePlan(2 * extractor.n_tokens(np.arange(len(blocks.start))), 4, 4, seed=0)
+    rows = 2 * extractor.n_tokens(np.arange(len(blocks.start)))
+    plan = LanePlan(rows, blocks.document, 4, 4, seed=0)
     return Bench(store, extractor, plan)
 
 

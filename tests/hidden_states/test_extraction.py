@@ -34,7 +34,7 @@ def test_rows_are_the_transformers_hidden_states_of_the_block_alone(
     total = int(bench.extractor.n_tokens(numbers).sum())
     assert len(rows.vectors) == n_layers * total
     for number in numbers:
-        start, length = (int(column[number]) for column in bench.extractor.blocks)
+        start, length = (int(column[number]) for column in bench.extractor.blocks[:2])
         ids = bench.store.tokens[start : start + length].tolist()
         for i, layer in enumerate((0, 3)):
             part = slice(i * total + done, i * total + done + length)

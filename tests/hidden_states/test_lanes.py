@@ -10,8 +10,9 @@ from dictlearn.hidden_states.stream import Share
 
 
 def make_plan(n: int = 37, lanes: int = 4, seed: int = 0) -> LanePlan:
-    rows = np.random.default_rng(1).integers(1, 9, n)
-    return LanePlan(rows, lanes, 3, seed)
+    draw = np.random.default_rng(1)
+    rows, documents = draw.integers(1, 9, n), np.sort(draw.integers(0, 30, n))
+    return LanePlan(rows, documents, lanes, 3, seed)
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 5])
@@ -49,20 +50,28 @@ def test_any_row_is_found_by_a_new_plan_as_by_one_that_read_from_the_start() -> 
 
 
 def test_epochs_lanes_and_seeds_have_orders_of_their_own() -> None:
-    plan = make_plan()
-    assert not np.array_equal(plan.order(0), plan.order(1))
-    assert not np.array_equal(plan.order(0), make_plan(seed=1).order(0))
+    plan, long = make_plan(), 100 * make_plan().epoch_rows(0)
+    orders_of_blocks = {
+        tuple(tokens.tolist())
+        for tokens in (
+            *(plan.block(0, row).tokens for row in (0, plan.epoch_rows(0), long)),
+            make_plan(seed=1).block(0, 0).tokens,
+        )
+    }
+    assert len(orders_of_blocks) == 4
+    assert not np.array_equal(plan.mixed(), make_plan(seed=1).mixed())
+    assert np.array_equal(np.sort(plan.mixed()), np.arange(37))
     first, other = plan.block(0, 0), plan.block(1, 0)
-    long = first._replace(first=0, last=100)
-    orders = [plan.permutation(long), plan.permutation(long._replace(lane=other.lane))]
-    orders += [plan.permutation(long._replace(number=1)), plan.permutation(long._replace(epoch=1))]
+    wide = first._replace(first=0, last=100)
+    orders = [plan.permutation(wide), plan.permutation(wide._replace(lane=other.lane))]
+    orders += [plan.permutation(wide._replace(number=1)), plan.permutation(wide._replace(epoch=1))]
     assert all(torch.equal(order.sort().values, torch.arange(100)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 4
 
 
 def test_fewer_token_blocks_than_lanes_is_said() -> None:
     with pytest.raises(InputError, match=r"hidden_states\.lanes=4 needs at least 4 .* there are 3"):
-        LanePlan(np.array([5, 5, 5]), 4, 1, 0)
+        LanePlan(np.array([5, 5, 5]), np.arange(3), 4, 1, 0)
 
 
 def test_processes_share_all_lanes_and_all_rows() -> None:

@@ -12,7 +12,7 @@ KINDS = ("none", "center", "unit_scale", "center_unit_scale")
 
 
 def measured(bench: Bench, kind: str, n_tokens: int = 10**9) -> Statistics:
-    return measure(bench.extractor, bench.plan.order(0), n_tokens, kind)
+    return measure(bench.extractor, bench.plan.mixed(), n_tokens, kind)
 
 
 def test_statistics_are_those_of_the_rows_in_float64(bench: Bench) -> None:
@@ -33,7 +33,7 @@ def test_statistics_read_as_many_tokens_as_asked_and_are_the_same_again(bench: B
     few, again, all_ = (measured(bench, "center", n) for n in (60, 60, 10**9))
     assert all(torch.equal(a, b) for a, b in zip(few, again, strict=True))
     assert not torch.equal(few.mean, all_.mean)
-    order, sequences = bench.plan.order(0), bench.extractor.frame.sequences
+    order, sequences = bench.plan.mixed(), bench.extractor.frame.sequences
     tokens = np.cumsum(bench.extractor.n_tokens(order))
     passes = 1 + int(np.searchsorted(tokens, 60)) // sequences
     first = bench.extractor.rows(order[: passes * sequences])

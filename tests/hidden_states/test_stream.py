@@ -29,7 +29,8 @@ def run(
     seed: int = 0,
 ) -> list[HiddenStates]:
     share = Share.of(0, 1, LANES, 40) if share is None else share
-    plan = LanePlan(bench.plan.rows, LANES, bench.plan.sequences_per_block, seed)
+    known = bench.plan
+    plan = LanePlan(known.rows, known.documents, LANES, known.sequences_per_block, seed)
     return list(LaneStream(plan, bench.extractor, share, steps.start, steps.stop, prefetch))
 
 
@@ -40,7 +41,7 @@ def equal(left: HiddenStates, right: HiddenStates) -> bool:
 def test_tokens_of_an_epoch_are_seen_once_in_every_layer(bench: Bench) -> None:
     seen: Counter[tuple[int, int, int]] = Counter()
     for lane in range(LANES):
-        n = int(bench.plan.rows[bench.plan.order(0)[lane::LANES]].sum())
+        n = bench.plan.epoch_rows(lane)
         share = Share(range(lane, lane + 1), 64)
         rows = HiddenStates.concatenate(run(bench, range(-(-n // 64)), share))
         origin = torch.stack([rows.document, rows.position, rows.layer], 1)[:n]
@@ -50,7 +51,7 @@ def test_tokens_of_an_epoch_are_seen_once_in_every_layer(bench: Bench) -> None:
 
 
 def test_the_epoch_after_brings_every_token_again(bench: Bench) -> None:
-    n = int(bench.plan.rows[bench.plan.order(0)[::LANES]].sum())
+    n = bench.plan.epoch_rows(0)
     lane = Share(range(1), 8)
     steps = range(n // 8 - 1, n // 8 + 2)
     batches = run(bench, steps, lane)
@@ -64,7 +65,8 @@ def test_neighbours_in_a_batch_are_strangers(
     frame = bench.extractor.frame._replace(block_length=8, sequences=32)
     extractor = Extractor(transformer, store, blocks, (0, 1, 2, 3), frame)
     rows = extractor.n_tokens(np.arange(len(blocks.start))) * 4
-    stream = LaneStream(LanePlan(rows, 2, 64, 0), extractor, Share(range(2), 64), 0, 24)
+    plan = LanePlan(rows, blocks.document, 2, 64, 0)
+    stream = LaneStream(plan, extractor, Share(range(1), 64), 0, 48)
     mixed = HiddenStates.concatenate(list(stream))
     ordered = extractor.rows(np.arange(len(blocks.start)))
 
@@ -75,6 +77,17 @@ def test_neighbours_in_a_batch_are_strangers(
     assert correlation(ordered.document) > 0.9
     assert abs(correlation(mixed.layer)) < 0.06
     assert abs(correlation(mixed.document)) < 0.06
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_processes_have_documents_of_their_own(bench: Bench, world: int) -> None:
+    assert bench.plan.n_cut() == 0
+    seen: list[set[int]] = []
+    for rank in range(world):
+        batches = run(bench, range(80), Share.of(rank, world, LANES, 40 // world))
+        seen.append({d for batch in batches for d in batch.document.tolist()})
+    assert all(seen)
+    assert sum(map(len, seen)) == len(set().union(*seen)) == len(bench.store.document_ids)
 
 
 @pytest.mark.parametrize("world", [2, 4])

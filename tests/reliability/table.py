@@ -133,10 +133,10 @@ _HEAD = """\
 Every line is a test that injects the fault and checks the promise. Made from the docstrings of the
 tests by `python -m tests.reliability.table`; do not edit.
 
-- The fast ones are part of `make test`; those of this folder alone:
+- The fast ones are part of `make test`; those of this folder alone, about a minute:
   `python -m pytest tests/reliability -m "not slow"`
 - The slow ones start, signal and kill real processes:
-  `python -m pytest tests -m slow` (of this folder: `python -m pytest tests/reliability -m slow`)"""
+  `python -m pytest tests -m slow` (or `python -m pytest tests/reliability tests/resume -m slow`)"""
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dictlearn.errors import InputError
 from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.storage.committed import committed, newest_whole
 from tests.integration.test_mistakes import FAST
-from tests.reliability.processes import launched
+from tests.resume.processes import launched
 from tests.small_run import small_data, small_learner, small_trainer
 
 

@@ -29,7 +29,7 @@ from dictlearn.storage.committed import commit, committed, digest_of_file
 from dictlearn.text.store import digests, open_store
 from dictlearn.transformer import FrozenTransformer
 from tests.reliability.hostile import Hostile, payloads
-from tests.reliability.interrupted import Interrupt, go
+from tests.resume.interrupted import Interrupt, go
 from tests.small_run import save, small_data, small_learner, small_trainer
 
 

@@ -14,8 +14,8 @@ import torch
 
 from dictlearn import cli
 from dictlearn.storage.committed import newest_whole
-from tests.reliability.interrupted import equal, final_state, history
-from tests.reliability.processes import SMALL
+from tests.resume.interrupted import equal, final_state, history
+from tests.resume.processes import SMALL
 
 KILLS = 50
 

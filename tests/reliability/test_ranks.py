@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dictlearn.storage.committed import newest_whole
-from tests.reliability.processes import BY_TORCHRUN, SMALL, TWO, launched
+from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, launched
 
 pytestmark = pytest.mark.slow
 LAUNCHERS = {"script": [], "torchrun": BY_TORCHRUN}

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dictlearn.storage.committed import committed
-from tests.reliability.interrupted import equal, final_state, history
-from tests.reliability.processes import BY_TORCHRUN, SMALL, TWO, Launched, launched
+from tests.resume.interrupted import equal, final_state, history
+from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, Launched, launched
 
 SECONDS = 40  # on two cores that are also busy with other things; alone it is about 3
 
@@ -41,27 +40,6 @@ def strike(run: Launched, target: str, number: signal.Signals) -> None:
     chosen = {"launcher": [run.process.pid], "all": pids, "rank 0": pids[:1], "rank 1": pids[1:]}
     for pid in chosen[target]:
         os.kill(pid, number)
-
-
-def test_a_stopped_run_goes_on_by_the_words_it_ends_with(place: Path) -> None:
-    """C4, C5 SIGINT to a run of one process: exit 75, resumed bit-identical by the printed line."""
-    expected = straight(place, "one", [])
-    with launched(place, [*SMALL, TEXT, "hydra.run.dir=once"]) as run:
-        strike(run, "all", signal.SIGINT)
-        assert run.end(SECONDS) == 75, run.said()
-        line = run.said().splitlines()[-1]
-    assert "stopped by SIGINT after step" in line
-    assert "Traceback" not in run.said()
-    command = line.partition("python train.py ")[2].split()
-    newest = committed(place / "once" / "checkpoints")[0]
-    assert 0 < newest.step < 59
-    with launched(place, command) as run:
-        assert run.end(300) == 0, run.said()
-        assert f"Going on from step {newest.step}" in run.said()
-    assert history(expected) == history(place / "once")
-    same = final_state(place / "once")
-    for name, value in final_state(expected).items():
-        assert ".config." in name or equal(value, same[name]), name
 
 
 @pytest.mark.slow

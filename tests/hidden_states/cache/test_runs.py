@@ -13,7 +13,7 @@ from dictlearn.errors import Stopped
 from dictlearn.hidden_states import CachedDataModule
 from dictlearn.storage.committed import committed
 from tests.hidden_states.cache.conftest import cached
-from tests.reliability.interrupted import (
+from tests.resume.interrupted import (
     STEPS,
     Finish,
     Interrupt,

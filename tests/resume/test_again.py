@@ -14,7 +14,7 @@ import pytest
 from dictlearn.errors import Stopped
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.storage.committed import newest_whole
-from tests.reliability.interrupted import (
+from tests.resume.interrupted import (
     STEPS,
     Interrupt,
     assert_same_end,
@@ -23,7 +23,7 @@ from tests.reliability.interrupted import (
     go,
     history,
 )
-from tests.reliability.processes import BY_TORCHRUN, SMALL, TWO, launched
+from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, launched
 from tests.small_run import BATCH, small_data
 
 Make = Callable[[], HiddenStateDataModule]

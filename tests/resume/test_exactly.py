@@ -25,7 +25,7 @@ from dictlearn.update import (
     Signum,
     ThenHessianDiagonal,
 )
-from tests.reliability.interrupted import (
+from tests.resume.interrupted import (
     STEPS,
     Finish,
     Interrupt,

@@ -1,0 +1,45 @@
+"""Real runs, asked to stop and gone on with by the line that they end with."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from dictlearn.storage.committed import committed
+from tests.resume.interrupted import equal, final_state, history
+from tests.resume.processes import SMALL, TWO, launched
+
+
+@pytest.mark.parametrize(
+    ("processes", "number", "rank"),
+    [([], signal.SIGINT, 0), (TWO, signal.SIGTERM, 1)],
+    ids=["one process", "two processes"],
+)
+def test_a_stopped_run_goes_on_by_the_words_it_ends_with(
+    processes: list[str], number: signal.Signals, rank: int, tmp_path: Path, text_folder: Path
+) -> None:
+    """C4, C5 SIGINT to a run of one process, SIGTERM to the second of two: exit 75, resumed
+    bit-identical by the printed line.
+    """
+    command = [*SMALL, *processes, f"text.path={text_folder}"]
+    with launched(tmp_path, [*command, "hydra.run.dir=straight"]) as run:
+        assert run.end(300) == 0, run.said()
+    with launched(tmp_path, [*command, "hydra.run.dir=stopped"]) as run:
+        run.wait_for("step 14 of")
+        os.kill(run.ranks()[rank], number)
+        assert run.end(60) == 75, run.said()
+        line = run.said().splitlines()[-1]
+    assert f"stopped by {number.name} after step" in line
+    assert "Traceback" not in run.said()
+    newest = committed(tmp_path / "stopped" / "checkpoints")[0]
+    assert 0 < newest.step < 59
+    with launched(tmp_path, line.partition("python train.py ")[2].split()) as run:
+        assert run.end(300) == 0, run.said()
+        assert f"Going on from step {newest.step}" in run.said()
+    assert history(tmp_path / "straight") == history(tmp_path / "stopped")
+    same = final_state(tmp_path / "stopped")
+    for name, value in final_state(tmp_path / "straight").items():
+        assert ".config." in name or equal(value, same[name]), name
