@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from dictlearn.dictionary import Dictionary
 from dictlearn.errors import check_shapes
 from dictlearn.hidden_states import DataModule, HiddenStates, Normalization
-from dictlearn.inference import Inference, Solution, amortisation, objective
+from dictlearn.inference import Inference, Solution, amortisation, objective_of
 from dictlearn.inference.price import GAIN, SLOW_GAIN, Price
 from dictlearn.losses import Loss, Objective, View
 from dictlearn.mesh import Mesh, mesh_of, whole_codes
@@ -214,36 +214,34 @@ class DictionaryLearner(pl.LightningModule):
         spread = (
             batch.vectors - self.data.statistics.mean.to(error)[self.normalization.row(batch.layer)]
         )
-        shards = self.mesh.dictionary
+        shards, optimizer = self.mesh.dictionary, self.optimizers(use_pl_optimizer=False)
+        assert isinstance(optimizer, DictionaryOptimizer)
         figures = training_figures(loss, solution.codes, error, spread, shards)
         figures |= {
             "train/dead_fraction": shards.mean(self.is_dead().float().mean()),
-            "train/lr": torch.tensor(self._rate()),
+            "train/lr": torch.tensor(optimizer.rate),
             "train/vectors": torch.tensor(float(self.vectors_seen)),
         }
         self.log_dict(figures)
 
-    def _rate(self) -> float:
-        """Return the learning rate of this step."""
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        assert isinstance(optimizer, DictionaryOptimizer)
-        return optimizer.rate
-
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
         """Measure a batch of held-out vectors in the raw space; hand the codes to callbacks."""
         prox = self.sparsity(batch.layer)
-        x, solution = self.infer(batch, prox, certify=True)
+        x, solution = self.infer(batch, prox)
         shards = self.mesh.dictionary
-        raw = self.raw(self.dictionary.decode(solution.codes), batch.layer)
-        value = objective(x, solution.codes, self.dictionary.atoms, prox, shards)
+        decoded = self.dictionary.decode(solution.codes)
+        raw, row = self.raw(decoded, batch.layer), self.normalization.row(batch.layer)
+        value = objective_of(x, decoded, solution.codes, prox, shards)
         codes = whole_codes(solution.codes, shards)
-        self.held_out.update(
-            Measured(
-                batch.vectors, raw, self.normalization.row(batch.layer), codes, value, solution.gap
-            )
-        )
+        self.held_out.update(Measured(batch.vectors, raw, row, codes, value))
+        some = self.data.some_held_out(batch)
+        if bool(solution.gap.isfinite().all()):
+            self.held_out.update_gap(solution.gap, row)
+        elif bool(some.any()):  # where it costs extra, it is as dear as the codes
+            few = HiddenStates(*(column[some] for column in batch))
+            _, certified = self.infer(few, certify=True)
+            self.held_out.update_gap(certified.gap, row[some])
         if self.inference.learned is not None:
-            some = self.data.some_held_out(batch)
             self._some.append((x[some], batch.layer[some]))
         return {"codes": codes}
 

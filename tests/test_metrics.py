@@ -52,10 +52,10 @@ def test_figures_have_the_names_of_metrics_json() -> None:
     metrics = HeldOutMetrics([0, 4], width=3, n_atoms=5)
     codes = Codes.from_dense(torch.tensor([[1.0, 0, 0, 0, 0], [0, 2.0, 1.0, 0, 0]]))
     x = torch.randn(2, 3)
-    metrics.update(
-        Measured(x, x * 0.5, torch.tensor([0, 1]), codes, torch.ones(2), torch.full((2,), 0.1))
-    )
+    metrics.update(Measured(x, x * 0.5, torch.tensor([0, 1]), codes, torch.ones(2)))
+    metrics.update_gap(torch.tensor([0.1, 0.3]), torch.tensor([0, 0]))
     figures, firing = metrics.compute()
+    assert abs(float(figures["val/duality_gap"]) - 0.2) < 1e-6
     assert set(figures) == {
         "val/fvu", "val/fvu_layer_0", "val/fvu_layer_4", "val/l0", "val/l0_layer_0",
         "val/l0_layer_4", "val/cosine", "val/objective", "val/duality_gap", "val/dead_fraction",

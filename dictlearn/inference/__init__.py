@@ -7,7 +7,7 @@ from dictlearn.inference.exchange_inference import ExchangePursuit
 from dictlearn.inference.gated import Gated
 from dictlearn.inference.interface import Inference
 from dictlearn.inference.iterative import FistaSeed, Iterative
-from dictlearn.inference.objective import duality_gap, objective, training_loss
+from dictlearn.inference.objective import duality_gap, objective, objective_of, training_loss
 from dictlearn.inference.pursuit import gradient_pursuit, matching_pursuit, omp
 from dictlearn.inference.pursuit_encoder import PursuitEncoder
 from dictlearn.inference.pursuit_inference import (
@@ -53,6 +53,7 @@ __all__ = [
     "largest_eigenvalue",
     "matching_pursuit",
     "objective",
+    "objective_of",
     "omp",
     "price_for_exchange",
     "price_for_l0",

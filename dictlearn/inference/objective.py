@@ -18,8 +18,14 @@ def objective(
     x: Tensor, codes: Codes, atoms: Tensor, prox: Prox, shards: Processes = ALONE
 ) -> Tensor:
     """Return `1/2 |x - a Phi|^2 + penalty(a)` of every row, `[n]` (Yun et al. 2021, eq. 2)."""
-    residual = x - shards.sum(reconstruct(codes, atoms))
-    return 0.5 * residual.square().sum(-1) + shards.sum(prox.value(codes))
+    return objective_of(x, shards.sum(reconstruct(codes, atoms)), codes, prox, shards)
+
+
+def objective_of(
+    x: Tensor, decoded: Tensor, codes: Codes, prox: Prox, shards: Processes = ALONE
+) -> Tensor:
+    """Return the objective of every row, `[n]`, where the reconstruction `[n, d]` is known."""
+    return 0.5 * (x - decoded).square().sum(-1) + shards.sum(prox.value(codes))
 
 
 def training_loss(

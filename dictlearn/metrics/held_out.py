@@ -24,7 +24,6 @@ class Measured(NamedTuple):
         row: which tapped layer a vector comes from, int64 `[n]`, counted from 0.
         codes: of the `n` rows.
         objective: value of the problem that inference solves, `[n]`.
-        gap: its relative duality gap, `[n]`.
     """
 
     vectors: Tensor
@@ -32,7 +31,6 @@ class Measured(NamedTuple):
     row: Tensor
     codes: Codes
     objective: Tensor
-    gap: Tensor
 
 
 class HeldOutMetrics(nn.Module):
@@ -80,8 +78,11 @@ class HeldOutMetrics(nn.Module):
         self.l0.update(m.codes.l0(), m.row)
         self.cosine.update(cosine, m.row)
         self.objective.update(m.objective, m.row)
-        self.gap.update(m.gap, m.row)
         self.firing.update(m.codes)
+
+    def update_gap(self, gap: Tensor, row: Tensor) -> None:
+        """Add the relative duality gap of some rows, `[n]`, of the tapped layers `row: [n]`."""
+        self.gap.update(gap, row)
 
     def update_amortisation(self, encoder: Tensor, solver: Tensor) -> None:
         """Add the objective of some rows with an encoder's codes and with a solver's, `[n]`."""
