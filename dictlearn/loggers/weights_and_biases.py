@@ -7,29 +7,27 @@ its service dies the history goes on in `metrics.csv`.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dictlearn.errors import InputError, choice, number
+from dictlearn.errors import number
 from dictlearn.loggers.reachable import answers, in_netrc
+from dictlearn.loggers.wandb_options import MODES, Mode, as_mode, as_project, as_tags, as_text
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["online", "offline", "disabled"]
-MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 STEP = "trainer/global_step"
 ANSWER_SECONDS = 4.0
 START_SECONDS = 20.0
@@ -67,14 +65,14 @@ class WandbRunLogger(WandbLogger):
         upload_seconds: float = 60,
     ) -> None:
         super().__init__(
-            name=_text(name),
+            name=as_text(name),
             save_dir=str(save_dir),
-            project=_project(str(project)),
-            entity=_text(entity),
-            group=_text(group),
-            tags=_tags(tags),
+            project=as_project(str(project)),
+            entity=as_text(entity),
+            group=as_text(group),
+            tags=as_tags(tags),
         )
-        self._mode = _mode(mode)
+        self._mode = as_mode(mode)
         self._upload_seconds = number("logger.wandb.upload_seconds", upload_seconds, 1)
         self._closed = False
 
@@ -256,36 +254,6 @@ def _earlier_online_run(folder: Path) -> str | None:
     """Return the id of the last online run of this run directory, to go on with it."""
     runs = sorted((folder / "wandb").glob("run-*-*"))
     return runs[-1].name.rsplit("-", 1)[1] if runs else None
-
-
-def _mode(mode: str) -> Mode | None:
-    """Return the mode that is wished, or None where W&B's own settings decide."""
-    if choice("logger.wandb.mode", mode, ("auto", *MODES)) != "auto":
-        return cast("Mode", mode)
-    wish = os.environ.get("WANDB_MODE")
-    earlier = {"dryrun": "offline", "run": "online"}
-    return cast("Mode", choice("WANDB_MODE", earlier.get(wish, wish), MODES)) if wish else None
-
-
-def _project(project: str) -> str:
-    if not project or len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError(
-            f"logger.wandb.project={project} must have 1 to 128 characters, without / \\ # ? % :."
-        )
-    return project
-
-
-def _text(value: object) -> str | None:
-    """Return a name as text: on the command line `name=7` is a number."""
-    return None if value is None else str(value)
-
-
-def _tags(tags: str | Iterable[str]) -> list[str]:
-    names = [tags] if isinstance(tags, str) else [str(tag) for tag in tags]
-    for name in names:
-        if not 1 <= len(name) <= 64:
-            raise InputError(f"logger.wandb.tags: '{name}' must have 1 to 64 characters.")
-    return names
 
 
 def _reason(error: BaseException) -> str:
