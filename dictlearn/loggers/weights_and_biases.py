@@ -1,7 +1,8 @@
-"""Weights & Biases, and what to do without it. The only module that imports `wandb`.
+"""Weights & Biases, and what to do without it. Only this and `wandb_end` import `wandb`.
 
-Training never ends because of W&B: without login or network a run is recorded offline, and when
-its service dies the history goes on in `metrics.csv`.
+Training never ends because of W&B, nor waits for it: without login or network a run is recorded
+offline; when its server falls silent the rest is recorded for a later upload; and when its service
+dies the history goes on in `metrics.csv`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from dictlearn.errors import number
 from dictlearn.loggers.reachable import answers, in_netrc
+from dictlearn.loggers.wandb_end import finish_run, leave_service
 from dictlearn.loggers.wandb_options import MODES, Mode, as_mode, as_project, as_tags, as_text
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ class WandbRunLogger(WandbLogger):
         group: str | None = None,
         tags: str | Iterable[str] = (),
         mode: str = "auto",
-        upload_seconds: float = 60,
+        upload_seconds: float = 50,
     ) -> None:
         super().__init__(
             name=as_text(name),
@@ -114,18 +116,26 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     def log_folder(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
         """Record the files of `folder` as an artifact of type "dictionary"."""
-        self._attempt(lambda: self.experiment.log_artifact(_artifact(folder, name, metadata)))
+        self._attempt(lambda: _log_artifact(self.experiment, _artifact(folder, name, metadata)))
 
     @rank_zero_only
     def finish(self, failed: bool = False) -> None:
         """Close the run, waiting at most `upload_seconds`; later logging is ignored."""
-        run = self._experiment
-        if run is not None:
-            self._attempt(lambda: run.finish(exit_code=int(failed)))
+        run = cast("Run | None", self._experiment)
+        try:
+            if run is not None:
+                finish_run(run, int(failed))
+        except TimeoutError:
+            self._give_up(f"the last upload took more than {self._upload_seconds:g} s")
+        except Exception as error:
+            if not _is_outage(error):
+                raise
+            self._give_up(_reason(error))
+            leave_service()
         self._closed = True
 
     def _attempt(self, action: Callable[[], object]) -> None:
-        """Do something with W&B; after its first failure, warn once and leave it alone."""
+        """Do something with W&B; after its first failure, leave it alone until the end."""
         if self._closed:
             return
         try:
@@ -133,12 +143,22 @@ class WandbRunLogger(WandbLogger):
         except Exception as error:
             if not _is_outage(error):
                 raise
-            self._closed = True
-            log.warning(
-                "W&B records this run no further (%s); what it has is in %s, and the run goes on.",
-                _reason(error),
-                Path(self.save_dir or ".") / "wandb",
-            )
+            self._give_up(_reason(error))
+
+    def _give_up(self, reason: str) -> None:
+        """Log no more, and say once where the rest is."""
+        if self._closed:
+            return
+        self._closed = True
+        folder = Path(self.save_dir or ".")
+        run = self._experiment
+        log.warning(
+            "W&B has not got all of this run (%s); `wandb sync --include-online %s` uploads later "
+            "what it recorded, and %s has the rest.",
+            reason,
+            Path(run.dir).parent if run else folder / "wandb",
+            folder,
+        )
 
     def _start(self) -> Run:
         """Start the run online if that is wished and possible, otherwise offline or not at all."""
@@ -213,6 +233,21 @@ def _attach(attach_id: str) -> Run:
     import wandb
 
     return wandb._attach(attach_id)  # type: ignore[attr-defined, no-any-return]
+
+
+def _log_artifact(run: Run, artifact: Any) -> None:
+    """Record the artifact, where the server answers.
+
+    W&B would ask a silent one for 19 s; and what its service then holds back for it keeps `finish`
+    waiting beyond all bounds.
+
+    Raises:
+        ConnectionError: the server does not answer.
+    """
+    server = run.settings.base_url
+    if not (run.offline or run.disabled or answers(server, ANSWER_SECONDS)):
+        raise ConnectionError(f"{server} does not answer")
+    run.log_artifact(artifact)
 
 
 def _artifact(folder: Path, name: str, metadata: Mapping[str, Any]) -> Any:
