@@ -21,6 +21,8 @@ def answers(url: str, seconds: float) -> bool:
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=seconds).close()
+        except http.client.RemoteDisconnected:  # It hung up without a word.
+            return
         except (urllib.error.HTTPError, http.client.HTTPException):
             pass
         except urllib.error.URLError as error:

@@ -1,35 +1,35 @@
-"""Weights & Biases, and what to do without it. The only module that imports `wandb`.
+"""Weights & Biases, and what to do without it. Only this and `wandb_end` import `wandb`.
 
-Training never ends because of W&B: without login or network a run is recorded offline, and when
-its service dies the history goes on in `metrics.csv`.
+Training never ends because of W&B, nor waits for it: without login or network a run is recorded
+offline; when its server falls silent the rest is recorded for a later upload; and when its service
+dies the history goes on in `metrics.csv`.
 """
 
 from __future__ import annotations
 
 import logging
-import os
 import re
 import textwrap
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from lightning_fabric.loggers.logger import rank_zero_experiment
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from dictlearn.errors import InputError, choice, number
+from dictlearn.errors import number
 from dictlearn.loggers.reachable import answers, in_netrc
+from dictlearn.loggers.wandb_end import finish_run, leave_service
+from dictlearn.loggers.wandb_options import MODES, Mode, as_mode, as_project, as_tags, as_text
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 log = logging.getLogger(__name__)
 
-Mode = Literal["online", "offline", "disabled"]
-MODES: tuple[Mode, ...] = ("online", "offline", "disabled")
 STEP = "trainer/global_step"
 ANSWER_SECONDS = 4.0
 START_SECONDS = 20.0
@@ -64,17 +64,17 @@ class WandbRunLogger(WandbLogger):
         group: str | None = None,
         tags: str | Iterable[str] = (),
         mode: str = "auto",
-        upload_seconds: float = 60,
+        upload_seconds: float = 50,
     ) -> None:
         super().__init__(
-            name=_text(name),
+            name=as_text(name),
             save_dir=str(save_dir),
-            project=_project(str(project)),
-            entity=_text(entity),
-            group=_text(group),
-            tags=_tags(tags),
+            project=as_project(str(project)),
+            entity=as_text(entity),
+            group=as_text(group),
+            tags=as_tags(tags),
         )
-        self._mode = _mode(mode)
+        self._mode = as_mode(mode)
         self._upload_seconds = number("logger.wandb.upload_seconds", upload_seconds, 1)
         self._closed = False
 
@@ -116,18 +116,26 @@ class WandbRunLogger(WandbLogger):
     @rank_zero_only
     def log_folder(self, folder: Path, name: str, metadata: Mapping[str, Any]) -> None:
         """Record the files of `folder` as an artifact of type "dictionary"."""
-        self._attempt(lambda: self.experiment.log_artifact(_artifact(folder, name, metadata)))
+        self._attempt(lambda: _log_artifact(self.experiment, _artifact(folder, name, metadata)))
 
     @rank_zero_only
     def finish(self, failed: bool = False) -> None:
         """Close the run, waiting at most `upload_seconds`; later logging is ignored."""
-        run = self._experiment
-        if run is not None:
-            self._attempt(lambda: run.finish(exit_code=int(failed)))
+        run = cast("Run | None", self._experiment)
+        try:
+            if run is not None:
+                finish_run(run, int(failed))
+        except TimeoutError:
+            self._give_up(f"the last upload took more than {self._upload_seconds:g} s")
+        except Exception as error:
+            if not _is_outage(error):
+                raise
+            self._give_up(_reason(error))
+            leave_service()
         self._closed = True
 
     def _attempt(self, action: Callable[[], object]) -> None:
-        """Do something with W&B; after its first failure, warn once and leave it alone."""
+        """Do something with W&B; after its first failure, leave it alone until the end."""
         if self._closed:
             return
         try:
@@ -135,12 +143,22 @@ class WandbRunLogger(WandbLogger):
         except Exception as error:
             if not _is_outage(error):
                 raise
-            self._closed = True
-            log.warning(
-                "W&B records this run no further (%s); what it has is in %s, and the run goes on.",
-                _reason(error),
-                Path(self.save_dir or ".") / "wandb",
-            )
+            self._give_up(_reason(error))
+
+    def _give_up(self, reason: str) -> None:
+        """Log no more, and say once where the rest is."""
+        if self._closed:
+            return
+        self._closed = True
+        folder = Path(self.save_dir or ".")
+        run = self._experiment
+        log.warning(
+            "W&B has not got all of this run (%s); `wandb sync --include-online %s` uploads later "
+            "what it recorded, and %s has the rest.",
+            reason,
+            Path(run.dir).parent if run else folder / "wandb",
+            folder,
+        )
 
     def _start(self) -> Run:
         """Start the run online if that is wished and possible, otherwise offline or not at all."""
@@ -217,6 +235,21 @@ def _attach(attach_id: str) -> Run:
     return wandb._attach(attach_id)  # type: ignore[attr-defined, no-any-return]
 
 
+def _log_artifact(run: Run, artifact: Any) -> None:
+    """Record the artifact, where the server answers.
+
+    W&B would ask a silent one for 19 s; and what its service then holds back for it keeps `finish`
+    waiting beyond all bounds.
+
+    Raises:
+        ConnectionError: the server does not answer.
+    """
+    server = run.settings.base_url
+    if not (run.offline or run.disabled or answers(server, ANSWER_SECONDS)):
+        raise ConnectionError(f"{server} does not answer")
+    run.log_artifact(artifact)
+
+
 def _artifact(folder: Path, name: str, metadata: Mapping[str, Any]) -> Any:
     import wandb
 
@@ -256,36 +289,6 @@ def _earlier_online_run(folder: Path) -> str | None:
     """Return the id of the last online run of this run directory, to go on with it."""
     runs = sorted((folder / "wandb").glob("run-*-*"))
     return runs[-1].name.rsplit("-", 1)[1] if runs else None
-
-
-def _mode(mode: str) -> Mode | None:
-    """Return the mode that is wished, or None where W&B's own settings decide."""
-    if choice("logger.wandb.mode", mode, ("auto", *MODES)) != "auto":
-        return cast("Mode", mode)
-    wish = os.environ.get("WANDB_MODE")
-    earlier = {"dryrun": "offline", "run": "online"}
-    return cast("Mode", choice("WANDB_MODE", earlier.get(wish, wish), MODES)) if wish else None
-
-
-def _project(project: str) -> str:
-    if not project or len(project) > 128 or set(project) & set("/\\#?%:"):
-        raise InputError(
-            f"logger.wandb.project={project} must have 1 to 128 characters, without / \\ # ? % :."
-        )
-    return project
-
-
-def _text(value: object) -> str | None:
-    """Return a name as text: on the command line `name=7` is a number."""
-    return None if value is None else str(value)
-
-
-def _tags(tags: str | Iterable[str]) -> list[str]:
-    names = [tags] if isinstance(tags, str) else [str(tag) for tag in tags]
-    for name in names:
-        if not 1 <= len(name) <= 64:
-            raise InputError(f"logger.wandb.tags: '{name}' must have 1 to 64 characters.")
-    return names
 
 
 def _reason(error: BaseException) -> str:

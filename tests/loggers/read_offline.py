@@ -1,4 +1,4 @@
-"""Reads an offline W&B run back from its `.wandb` file.
+"""Reads a W&B run back from its `.wandb` file.
 
 The file is a LevelDB log: a header of 7 bytes, then blocks of 32 KiB with fragments of records,
 each led by checksum, length and kind; a record is a protobuf message of W&B.
@@ -29,9 +29,14 @@ class OfflineRun(NamedTuple):
     exit_codes: list[int]
 
 
-def read_offline(folder: Path) -> OfflineRun:
-    """Read the only offline run below a run directory, once W&B has written its end."""
-    (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
+def read_offline(folder: Path, kind: str = "offline-run") -> OfflineRun:
+    """Read the only run of a kind below a run directory, once W&B has written its end.
+
+    Args:
+        folder: the run directory.
+        kind: "offline-run", or "run" for what an online run keeps here.
+    """
+    (path,) = (folder / "wandb").glob(f"{kind}-*/run-*.wandb")
     deadline = time.monotonic() + 20
     # W&B's service closes the file a moment after it has said that the run is finished.
     while not any(record.HasField("exit") for record in _records(path.read_bytes())):

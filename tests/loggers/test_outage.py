@@ -1,8 +1,5 @@
 import http.server
-import os
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +15,7 @@ from dictlearn.loggers import weights_and_biases as module
 from dictlearn.loggers.csv import CsvLogger
 from dictlearn.loggers.weights_and_biases import WandbRunLogger
 from tests.loggers.read_offline import read_offline
+from tests.loggers.service import kill_service
 from tests.loggers.tiny import Tiny, train, trainer, warnings_of
 
 
@@ -131,16 +129,8 @@ class LosesWandb(pl.Callback):
     """Kills W&B's service in the middle of the run."""
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        if arguments[-1] != 5:
-            return
-        # The name alone: ps cuts whole command lines where it thinks a terminal ends.
-        listing = subprocess.run(["ps", "-eo", "pid,ppid,comm"], capture_output=True, text=True)
-        rows = [line.split(maxsplit=2) for line in listing.stdout.splitlines()]
-        mine = [int(row[0]) for row in rows if row[1:] == [str(os.getpid()), "wandb-core"]]
-        assert mine
-        for pid in mine:
-            os.kill(pid, signal.SIGKILL)
-        time.sleep(0.5)
+        if arguments[-1] == 5:
+            kill_service()
 
 
 def test_losing_wandb_in_the_middle_is_one_warning_and_training_goes_on(

@@ -24,6 +24,17 @@ def test_a_server_answers_whatever_it_says(status: int) -> None:
         server.shutdown()
 
 
+def test_a_server_that_hangs_up_without_a_word_does_not_answer() -> None:
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.close_connection = True
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert not answers(f"http://127.0.0.1:{server.server_address[1]}", 5)
+        server.shutdown()
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "https://no-such-host.invalid"])
 def test_nobody_answers_within_the_time(url: str) -> None:
     start = time.monotonic()
