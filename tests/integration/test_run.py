@@ -257,9 +257,8 @@ def test_two_processes_make_one_run(tmp_path: Path, text_folder: Path) -> None:
     assert done.stdout.count("transformer minilm") == 1
 
 
-@pytest.mark.slow
 def test_two_processes_hold_one_dictionary_together(tmp_path: Path, text_folder: Path) -> None:
-    parts = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "inference=unrolled"]
+    parts = ["trainer=dictionary_parallel", "trainer.accelerator=cpu"]
     parts += ["max_vectors=15000", "hidden_states.validation_vectors=1024"]
     done = run(tmp_path, *SMALL, *parts, f"text.path={text_folder}", "hydra.run.dir=out")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -291,6 +290,7 @@ def test_what_two_processes_cannot_do_together_is_told_in_one_sentence(
         *SMALL,
         "trainer=dictionary_parallel",
         "trainer.accelerator=cpu",
+        "inference=two_phase",
         f"text.path={text_folder}",
         "hydra.run.dir=out",
     )

@@ -19,7 +19,7 @@ from tests.loggers.fake_wandb import FakeWandb
 from tests.loggers.read_offline import read_offline
 from tests.loggers.service import kill_service
 from tests.loggers.tiny import CONFIG, Tiny, train, trainer, warnings_of
-from tests.reliability.processes import ROOT
+from tests.resume.processes import ROOT
 
 OUTAGES = {
     "silent": FakeWandb.silence,
