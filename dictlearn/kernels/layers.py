@@ -111,8 +111,10 @@ def screened(layer: Layer, c: int) -> Tensor:
     for rows, scores in sheets(layer, fast=True):
         bits = sortable(scores)
         best = top_indices(bits, c)
-        if bool((bits.gather(1, best) < 0).any()):
-            # Among negative ones the smallest came first, and rounding may have made them so.
-            best = top_indices(bits ^ ((bits >> 15) & 0x7FFF), c)
+        # Among negative ones the smallest came first, and rounding may have made them so.
+        again = (bits.gather(1, best) < 0).any(1).nonzero().squeeze(1)
+        if len(again):
+            few = bits[again]
+            best[again] = top_indices(few ^ ((few >> 15) & 0x7FFF), c)
         chosen[rows] = best
     return chosen

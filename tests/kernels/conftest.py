@@ -27,10 +27,11 @@ def _taken() -> dict[str, ModuleType]:
 def triton_device() -> Iterator[str]:
     """The device that the kernels run on; on a CPU a private triton, interpreted.
 
-    Triton decides when it is imported, and Lightning has imported it by now. So it is imported
-    anew here, and the old one is put back afterwards: no other test sees a difference.
+    Triton decides when it is imported, and Lightning imports it. So it is imported anew here, and
+    the old one is put back afterwards: no other test sees a difference.
     """
     pytest.importorskip("triton")
+    importlib.import_module("pytorch_lightning")
     if torch.cuda.is_available():
         yield "cuda"
         return
@@ -41,7 +42,9 @@ def triton_device() -> Iterator[str]:
             importlib.import_module("triton")
             yield "cpu"
         finally:
-            # What is no longer in sys.modules is not emptied when Python ends.
-            for module in _taken().values():
-                vars(module).clear()
+            # What is no longer in sys.modules is not emptied when Python ends; but the compiled
+            # part, which is the same for both, keeps a function of one module.
+            for name, module in _taken().items():
+                if name != "triton._utils":
+                    vars(module).clear()
             sys.modules.update(old)
