@@ -196,10 +196,10 @@ def _launch(
         _set_trace(wants_trace)
         try:
             return task(config)
-        except InputError as error:
+        except (InputError, OmegaConfBaseException) as error:
             if wants_trace or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _stop(str(error))
+            _stop(explain(error, config_name, command_line[1:]))
         finally:
             _set_trace(True)
 
@@ -260,7 +260,7 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
     fresh = ours and not Path.cwd().is_relative_to(folder.resolve())
     try:
         yield
-    except InputError:
+    except (InputError, OmegaConfBaseException):
         if fresh and is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
             shutil.rmtree(folder, ignore_errors=True)
             for parent in (folder.parent, folder.parent.parent):

@@ -99,7 +99,7 @@ def build(node: DictConfig, **arguments: Any) -> Any:
             raise InputError(" ".join(str(cause).split())) from None
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             raise InputError(_unexpected(cause, container)) from None
-        if isinstance(cause, TypeError | ValueError):
+        if isinstance(cause, TypeError | ValueError | AttributeError | ArithmeticError):
             target = next(targets(container), "the object").rpartition(".")[2]
             raise InputError(f"{target} cannot be built: {' '.join(str(cause).split())}") from None
         raise
@@ -174,6 +174,9 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     option = re.search(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'", text)
     if option:
         return _unknown_option(option.group(1), option.group(2))
+    removed = re.search(r"(?:Key '\S+' is not in struct|Missing key \S+) full_key: (\S+)", text)
+    if removed:
+        return _needed(removed.group(1))
     key = re.search(r"Could not override '([^']+)'", text)
     if key:
         return _unknown_key(key.group(1), known_keys(config_name, arguments))
@@ -198,8 +201,14 @@ def _unresolved(error: OmegaConfBaseException) -> str:
     return " ".join(str(error).split())
 
 
+def _needed(key: str) -> str:
+    return f"'{key}' is needed: leave ~{key} out."
+
+
 def _unknown_key(key: str, known: list[str]) -> str:
     group = key.rpartition(".")[0]
+    if key in known:
+        return _needed(group)
     siblings = [name for name in known if name.rpartition(".")[0] == group != ""]
     there = f" {group} has {', '.join(siblings)}." if siblings else ""
     return f"There is no option '{key}'.{nearest(key, [*known, *groups()])}{there}"

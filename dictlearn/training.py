@@ -37,10 +37,6 @@ from dictlearn.variants import named, own_figures, place_of, variant_configs
 
 log = logging.getLogger(__name__)
 
-NEEDED = (
-    *("dictionary", "hidden_states", "inference", "loss", "prox", "text", "trainer"),
-    *("transformer", "update", "max_vectors", "seed", "name", "data_dir"),
-)
 Learner = DictionaryLearner | DictionaryEnsemble
 
 
@@ -128,9 +124,6 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
     for key in values:
         if key not in names:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
-    for key in NEEDED:
-        if values.get(key) is None:
-            raise InputError(f"A run needs '{key}': leave ~{key} out.")
 
 
 def _validates(config: DictConfig, data: DataModule) -> bool:

@@ -23,6 +23,14 @@ FAST = [
 MISTAKES = {
     "unknown option of a group": (["prox=topkk"], r"prox=topkk.*Did you mean 'topk'"),
     "unknown group": (["proxx=topk"], r"'proxx'.*Did you mean 'prox'"),
+    "a group left out": (["~prox"], r"'prox' is needed: leave ~prox out"),
+    "the trainer left out": (["~trainer"], r"'trainer' is needed"),
+    "a key left out": (["~resume"], r"'resume' is needed"),
+    "a key of a group left out": (
+        ["~trainer.val_check_interval"],
+        r"'trainer\.val_check_interval'",
+    ),
+    "a needed argument left out": (["~dictionary.n_atoms"], r"n_atoms"),
     "unknown key": (["dictionary.n_atom=8"], r"dictionary\.n_atom'.*'dictionary\.n_atoms'"),
     "added unknown key": (["+max_vector=8"], r"max_vector'.*'max_vectors'"),
     "added unknown argument": (["+prox.q=8"], r"no option 'q'"),

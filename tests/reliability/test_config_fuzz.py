@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn import cli, configuration, training
 from dictlearn.configuration import build, explain, flat_keys, plain
@@ -56,8 +57,8 @@ def outcome(overrides: list[str], tmp_path: Path) -> str:
         for name in WITHOUT_MODEL:
             options = {"width": 8, "seed": 0} if name == "dictionary" else {}
             build(config[name], **options)
-    except InputError as error:
-        return str(error)
+    except (InputError, OmegaConfBaseException) as error:
+        return explain(error, "train", overrides)
     return ""
 
 
