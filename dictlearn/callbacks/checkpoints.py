@@ -107,7 +107,7 @@ class RunCheckpoints(Checkpoint):
             choice("callbacks.checkpoint.monitor", self.monitor, learner.held_out.names)
         restore_random_state(self._random, trainer.global_rank)
         if trainer.global_step == 0:
-            rewind(trainer.loggers, [0])  # what was left by one killed before its first checkpoint
+            rewind(trainer.loggers, [0], 0)  # of one that was killed before its first checkpoint
         children = getattr(trainer.strategy.launcher, "procs", [])
         self._signals = StopSignals(lambda: [child.kill() for child in children])
         self._signals.install()
@@ -294,4 +294,4 @@ class RunCheckpoints(Checkpoint):
             due = validates_after(trainer, step, n_steps)
             set_between_steps(checkpoint["loops"], step, due, known["stage"] == BEFORE)
         self._saved_step, self._random = step, known["random"]
-        rewind(trainer.loggers, known["history_rows"])
+        rewind(trainer.loggers, known["history_rows"], step)

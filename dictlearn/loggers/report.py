@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import Logger
 from torch import Tensor
 
 from dictlearn.loggers.csv import CsvLogger
+from dictlearn.loggers.tensorboard import TensorBoardRunLogger
 from dictlearn.loggers.weights_and_biases import WandbRunLogger
 
 LOWEST_DECADE = -7
@@ -89,11 +90,15 @@ def history_rows(loggers: Iterable[Logger]) -> list[int]:
     return [logger.n_rows for logger in loggers if isinstance(logger, CsvLogger)]
 
 
-def rewind(loggers: Iterable[Logger], n_rows: Iterable[int]) -> None:
-    """Drop what the local histories have beyond so many rows; the run goes on from there."""
+def rewind(loggers: Iterable[Logger], n_rows: Iterable[int], step: int) -> None:
+    """Drop what the local histories have beyond so many rows; the run goes on from `step`."""
+    loggers = list(loggers)
     histories = [logger for logger in loggers if isinstance(logger, CsvLogger)]
-    for logger, rows in zip(histories, n_rows, strict=False):
-        logger.rewind(rows)
+    for history, rows in zip(histories, n_rows, strict=False):
+        history.rewind(rows)
+    for logger in loggers:
+        if isinstance(logger, TensorBoardRunLogger) and step > 0:
+            logger.rewind(step)
 
 
 def _wandb(loggers: Iterable[Logger]) -> list[WandbRunLogger]:

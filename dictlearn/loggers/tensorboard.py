@@ -46,6 +46,14 @@ class TensorBoardRunLogger(TensorBoardLogger):
         # Four spaces: how Markdown, which TensorBoard renders, marks a block of code.
         self.experiment.add_text("config", "\n".join(f"    {line}" for line in lines), step)
 
+    @rank_zero_only
+    def rewind(self, step: int) -> None:
+        """Have TensorBoard hide what was logged from `step` on: a killed run goes on from there."""
+        if self._experiment is not None:
+            self._experiment.close()
+            self._experiment = None
+        self._kwargs["purge_step"] = step  # of the writer that the next row opens
+
 
 def _installed() -> bool:
     return importlib.util.find_spec("tensorboard") is not None

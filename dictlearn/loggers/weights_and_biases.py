@@ -173,6 +173,7 @@ class WandbRunLogger(WandbLogger):
                 if not _is_outage(error):
                     raise
                 obstacle = f"it could not start ({_reason(error)})"
+                leave_service()  # which holds the id of the run
             mode = "offline"
         try:
             run = self._open(mode)
@@ -194,15 +195,14 @@ class WandbRunLogger(WandbLogger):
 
         folder = Path(self.save_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        # Offline pieces never share an id: uploading the second would erase the first.
-        earlier = _earlier_online_run(folder) if mode == "online" else None
+        earlier = _earlier_run(folder)
         arguments = {key: self._wandb_init[key] for key in ("name", "project", "entity", "group")}
         run = wandb.init(
             **arguments,
             tags=self._wandb_init["tags"],
             dir=str(folder),
             id=earlier,
-            resume="allow" if earlier else None,
+            resume="allow",  # so that `wandb sync` puts the pieces of a run one behind the other
             mode=mode,
             reinit="create_new",
             settings=_settings(self._upload_seconds),
@@ -285,10 +285,10 @@ def _configured_mode() -> Mode:
     return mode if mode in MODES else "offline" if mode == "dryrun" else "online"
 
 
-def _earlier_online_run(folder: Path) -> str | None:
-    """Return the id of the last online run of this run directory, to go on with it."""
-    runs = sorted((folder / "wandb").glob("run-*-*"))
-    return runs[-1].name.rsplit("-", 1)[1] if runs else None
+def _earlier_run(folder: Path) -> str | None:
+    """Return the id of the last run of this run directory, online or not, to go on with it."""
+    runs = [path.name.removeprefix("offline-") for path in (folder / "wandb").glob("*run-*-*")]
+    return max(runs).rsplit("-", 1)[1] if runs else None
 
 
 def _reason(error: BaseException) -> str:

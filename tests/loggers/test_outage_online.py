@@ -110,6 +110,13 @@ def test_losing_the_server_in_the_middle_is_one_warning_and_no_step_waits(
     assert "WARNING" not in capfd.readouterr().err
 
 
+def sync(place: Path, *words: str) -> None:
+    """Run `wandb sync` as a user would later, in a process of its own."""
+    command = [sys.executable, "-m", "wandb", "sync", *words]
+    environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
+    subprocess.run(command, check=True, cwd=place, env=environment, timeout=60)
+
+
 def lose_the_end(fake: FakeWandb, folder: Path) -> None:
     """Record a run of three steps whose server is silent from the second on, and well again."""
     logger = WandbRunLogger(folder, mode="online", upload_seconds=1)
@@ -129,10 +136,8 @@ def test_what_was_not_uploaded_is_uploaded_later_by_the_command_of_the_warning(
     assert "the last upload took more than 1 s" in sentence
     assert losses(fake.history) == {}
     _, command, _ = sentence.split("`")
-    _, *words = shlex.split(command)
-    again = [sys.executable, "-m", "wandb", *words]
-    environment = {key: value for key, value in os.environ.items() if key != "WANDB_SERVICE"}
-    subprocess.run(again, check=True, cwd=tmp_path, env=environment, timeout=60)
+    assert command.startswith("wandb sync ")
+    sync(tmp_path, *shlex.split(command)[2:])
     assert losses(fake.history) == {0: 0, 1: 0.5, 2: 1}
     assert (len(fake.run_ids), fake.exit_codes) == (1, [0])
 
@@ -148,6 +153,23 @@ def test_a_run_is_resumed_under_its_id_although_its_end_was_lost(
     assert len(warnings_of(caplog)) == 1
     assert losses(fake.history) == {3: 2}
     assert (len(fake.run_ids), fake.exit_codes) == (1, [1])
+
+
+def test_the_pieces_of_a_run_that_was_offline_are_one_run_in_wandb(
+    fake: FakeWandb, tmp_path: Path
+) -> None:
+    for piece in range(2):
+        logger = WandbRunLogger(tmp_path, mode="offline")
+        for step in range(3):
+            logger.log_metrics({"train/loss": step / 2}, 3 * piece + step)
+        finish_loggers([logger])
+        time.sleep(1.1)  # W&B names them by the second
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2
+    sync(tmp_path, *map(str, folders[::-1]))
+    assert list(losses(fake.history)) == [0, 1, 2, 3, 4, 5]
+    assert [row["_step"] for row in fake.history] == [0, 1, 2, 3, 4, 5]
+    assert len(fake.run_ids) == 1
 
 
 PROCESS = """

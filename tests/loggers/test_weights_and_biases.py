@@ -128,12 +128,12 @@ def test_a_failed_run_is_marked_as_failed(tmp_path: Path) -> None:
     assert (run.exit_codes, run.history) == ([1], [])
 
 
-def test_a_resumed_online_run_goes_on_under_its_id(tmp_path: Path) -> None:
-    assert module._earlier_online_run(tmp_path) is None
-    for name in ("run-20260101_000000-first", "run-20260102_000000-second"):
+def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
+    assert module._earlier_run(tmp_path) is None
+    for name in ("run-20260101_000000-first", "offline-run-20260103_000000-third"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
-    (tmp_path / "wandb" / "offline-run-20260103_000000-third").mkdir()
-    assert module._earlier_online_run(tmp_path) == "second"
+    (tmp_path / "wandb" / "run-20260102_000000-second").mkdir()
+    assert module._earlier_run(tmp_path) == "third"
 
 
 @pytest.mark.parametrize(
