@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from dictlearn.transformer import FrozenTransformer
 
 
+ORDER = ("block_length", "special_tokens", "cross_documents", "lanes", "sequences_per_block")
+
+
 class HiddenStateDataModule(DataModule):
     """Hidden states of a text, mixed over documents and layers, in an order fixed by the seed.
 
@@ -227,9 +230,7 @@ class HiddenStateDataModule(DataModule):
             "text": self.text.fingerprint(),
             "training_vectors": int(self._plan.rows.sum()),
             "hidden_states.layers": list(self.layers),
-            "hidden_states.block_length": options.block_length,
-            "hidden_states.lanes": options.lanes,
-            "hidden_states.sequences_per_block": options.sequences_per_block,
+            **{f"hidden_states.{name}": getattr(options, name) for name in ORDER},
             PER_STEP: options.batch_size * world,
         }
 

@@ -235,5 +235,7 @@ def test_another_order_of_the_data_is_refused(make_data: MakeData, tmp_path: Pat
         go(tmp_path, make_data(batch_size=64))
     with pytest.raises(InputError, match=r"hidden_states\.block_length=16 and now has 32"):
         go(tmp_path, make_data(block_length=32))
+    with pytest.raises(InputError, match=r"hidden_states\.cross_documents=False and now has True"):
+        go(tmp_path, make_data(cross_documents=True))
     with pytest.raises(InputError, match=r"The checkpoint has nothing for inference\.analysis"):
         go(tmp_path, make_data(), inference=Unrolled(2, "untied"))
