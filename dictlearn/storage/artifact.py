@@ -111,5 +111,5 @@ def _digest(config: dict[str, Any], tensors: dict[str, Tensor]) -> str:
     digest = xxhash.xxh3_64(json.dumps(config).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
