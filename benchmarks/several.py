@@ -67,7 +67,7 @@ def larger(folder: Path) -> Path:
     from transformers import AutoTokenizer, BertConfig, BertModel
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(Path(package).parent / "model")
     tokenizer.save_pretrained(folder)
     BertModel(BertConfig(vocab_size=len(tokenizer))).save_pretrained(folder)
