@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, cast
 
 from dictlearn.errors import InputError, choice
@@ -42,3 +43,9 @@ def as_tags(tags: str | Iterable[str]) -> list[str]:
         if not 1 <= len(name) <= 64:
             raise InputError(f"logger.wandb.tags: '{name}' must have 1 to 64 characters.")
     return names
+
+
+def earlier_run(folder: Path) -> str | None:
+    """Return the id of the last run of this run directory, online or not, to go on with it."""
+    runs = [path.name.removeprefix("offline-") for path in (folder / "wandb").glob("*run-*-*")]
+    return max(runs).rsplit("-", 1)[1] if runs else None

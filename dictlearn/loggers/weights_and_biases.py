@@ -1,4 +1,4 @@
-"""Weights & Biases, and what to do without it. Only this and `wandb_end` import `wandb`.
+"""Weights & Biases, and what to do without it. Only this and `wandb_service` import `wandb`.
 
 Training never ends because of W&B, nor waits for it: without login or network a run is recorded
 offline; when its server falls silent the rest is recorded for a later upload; and when its service
@@ -21,9 +21,9 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from dictlearn.errors import number
+from dictlearn.loggers import wandb_options as asked
 from dictlearn.loggers.reachable import answers, in_netrc
-from dictlearn.loggers.wandb_end import finish_run, leave_service
-from dictlearn.loggers.wandb_options import MODES, Mode, as_mode, as_project, as_tags, as_text
+from dictlearn.loggers.wandb_service import finish_run, leave_service, service_starts
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
@@ -67,14 +67,14 @@ class WandbRunLogger(WandbLogger):
         upload_seconds: float = 50,
     ) -> None:
         super().__init__(
-            name=as_text(name),
+            name=asked.as_text(name),
             save_dir=str(save_dir),
-            project=as_project(str(project)),
-            entity=as_text(entity),
-            group=as_text(group),
-            tags=as_tags(tags),
+            project=asked.as_project(str(project)),
+            entity=asked.as_text(entity),
+            group=asked.as_text(group),
+            tags=asked.as_tags(tags),
         )
-        self._mode = as_mode(mode)
+        self._mode = asked.as_mode(mode)
         self._upload_seconds = number("logger.wandb.upload_seconds", upload_seconds, 1)
         self._closed = False
 
@@ -152,16 +152,21 @@ class WandbRunLogger(WandbLogger):
         self._closed = True
         folder = Path(self.save_dir or ".")
         run = self._experiment
+        if run is None:
+            log.warning("W&B cannot record this run (%s); %s has its history.", reason, folder)
+            return
         log.warning(
             "W&B has not got all of this run (%s); `wandb sync --include-online %s` uploads later "
             "what it recorded, and %s has the rest.",
             reason,
-            Path(run.dir).parent if run else folder / "wandb",
+            Path(run.dir).parent,
             folder,
         )
 
     def _start(self) -> Run:
         """Start the run online if that is wished and possible, otherwise offline or not at all."""
+        if not service_starts(START_SECONDS):
+            raise OSError("its service does not start")
         obstacle = None
         mode = self._mode or _configured_mode()
         if mode == "online":
@@ -190,12 +195,12 @@ class WandbRunLogger(WandbLogger):
             )
         return run
 
-    def _open(self, mode: Mode) -> Run:
+    def _open(self, mode: asked.Mode) -> Run:
         import wandb
 
         folder = Path(self.save_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
-        earlier = _earlier_run(folder)
+        earlier = asked.earlier_run(folder)
         arguments = {key: self._wandb_init[key] for key in ("name", "project", "entity", "group")}
         run = wandb.init(
             **arguments,
@@ -277,18 +282,12 @@ def _obstacle() -> str | None:
     return None
 
 
-def _configured_mode() -> Mode:
+def _configured_mode() -> asked.Mode:
     """Return what `wandb offline` and the like have left in W&B's settings."""
     import wandb
 
     mode = wandb.setup().settings.mode
-    return mode if mode in MODES else "offline" if mode == "dryrun" else "online"
-
-
-def _earlier_run(folder: Path) -> str | None:
-    """Return the id of the last run of this run directory, online or not, to go on with it."""
-    runs = [path.name.removeprefix("offline-") for path in (folder / "wandb").glob("*run-*-*")]
-    return max(runs).rsplit("-", 1)[1] if runs else None
+    return mode if mode in asked.MODES else "offline" if mode == "dryrun" else "online"
 
 
 def _reason(error: BaseException) -> str:

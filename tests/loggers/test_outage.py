@@ -1,5 +1,7 @@
 import http.server
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ from dictlearn.loggers.weights_and_biases import WandbRunLogger
 from tests.loggers.read_offline import read_offline
 from tests.loggers.service import kill_service
 from tests.loggers.tiny import Tiny, train, trainer, warnings_of
+from tests.resume.processes import ROOT
 
 
 def test_without_login_one_sentence_says_so_and_the_run_is_recorded(
@@ -123,6 +126,30 @@ def test_where_wandb_cannot_start_at_all_the_run_goes_on_without_it(
     train(tmp_path)
     (sentence,) = warnings_of(caplog)
     assert "(its service does not start)" in sentence
+
+
+WITHOUT_SERVICE = """
+import sys
+import wandb.sdk.lib.service.service_process as service
+from dictlearn.loggers import weights_and_biases as module
+
+service.get_core_path = lambda: "/bin/false"
+module.START_SECONDS = 1.0
+logger = module.WandbRunLogger(sys.argv[1])
+logger.log_hyperparams({"k": 16})
+logger.log_metrics({"train/loss": 1.0}, 1)
+logger.finish()
+"""
+
+
+def test_a_service_that_cannot_run_keeps_nobody_waiting(tmp_path: Path) -> None:
+    """D1 the program of W&B cannot be run: one warning in bounded time, and the run goes on."""
+    command = [sys.executable, "-c", WITHOUT_SERVICE, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == (
+        f"W&B cannot record this run (its service does not start); {tmp_path} has its history.\n"
+    )
 
 
 class LosesWandb(pl.Callback):

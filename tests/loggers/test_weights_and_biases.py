@@ -7,8 +7,7 @@ import pytest
 from pytorch_lightning.utilities import rank_zero_only
 
 from dictlearn.errors import InputError
-from dictlearn.loggers import finish_loggers, log_config
-from dictlearn.loggers import weights_and_biases as module
+from dictlearn.loggers import finish_loggers, log_config, wandb_options
 from dictlearn.loggers.weights_and_biases import WandbRunLogger
 from tests.loggers.read_offline import read_offline
 from tests.loggers.tiny import CONFIG, Tiny, train, trainer, warnings_of
@@ -129,11 +128,11 @@ def test_a_failed_run_is_marked_as_failed(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
-    assert module._earlier_run(tmp_path) is None
+    assert wandb_options.earlier_run(tmp_path) is None
     for name in ("run-20260101_000000-first", "offline-run-20260103_000000-third"):
         (tmp_path / "wandb" / name).mkdir(parents=True)
     (tmp_path / "wandb" / "run-20260102_000000-second").mkdir()
-    assert module._earlier_run(tmp_path) == "third"
+    assert wandb_options.earlier_run(tmp_path) == "third"
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,34 @@
-"""The end of a W&B run: in bounded time, without noise, and also where its service has died."""
+"""W&B's service: its start and the end of a run, in bounded time, also where it does not run."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wandb.sdk.wandb_run import Run
 
 log = logging.getLogger(__name__)
+
+
+def service_starts(seconds: float) -> bool:
+    """Tell whether the service starts in time.
+
+    In a thread of its own: where its program cannot be run, W&B waits for it without an end.
+    """
+    import wandb
+
+    started = threading.Event()
+
+    def start() -> None:
+        with contextlib.suppress(Exception):
+            wandb.setup()
+            started.set()
+
+    threading.Thread(target=start, daemon=True).start()
+    return started.wait(seconds)
 
 
 def finish_run(run: Run, exit_code: int) -> None:
