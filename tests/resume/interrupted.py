@@ -58,9 +58,11 @@ def go(
     processes: int = 1,
     shards: int = 1,
     revival: bool = True,
+    seed: int = 5,
     **parts: Any,
 ) -> pl.Trainer:
     """Begin or go on with the run in `folder`, as the main job does."""
+    pl.seed_everything(seed, verbose=False)
     learner = small_learner(data, n_atoms=128, dead_after_vectors=2 * BATCH, **parts)
     found = checkpoint_to_go_on_from(folder, "auto")
     strategy: Any = "ddp_fork" if processes > 1 else "auto"

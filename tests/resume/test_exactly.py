@@ -115,13 +115,10 @@ class Drawing(pl.Callback):
 def test_global_random_generators_go_on_too(make_data: MakeData, tmp_path: Path) -> None:
     """R5 the states of torch's, numpy's and Python's generators are part of a checkpoint."""
     straight, first, second = Drawing(), Drawing(), Drawing()
-    pl.seed_everything(5, verbose=False)
     go(tmp_path / "straight", make_data(), others=(straight,))
-    pl.seed_everything(5, verbose=False)
     with pytest.raises(Stopped):
         go(tmp_path / "stopped", make_data(), Interrupt(6), others=(first,))
-    pl.seed_everything(99, verbose=False)
-    go(tmp_path / "stopped", make_data(), others=(second,))
+    go(tmp_path / "stopped", make_data(), others=(second,), seed=99)
     assert first.drawn + second.drawn == straight.drawn
 
 
@@ -160,9 +157,7 @@ def test_two_shards_stop_at_one_step_and_end_bit_equal(
 
 def test_a_run_of_two_shards_goes_on_in_one_process(make_data: MakeData, tmp_path: Path) -> None:
     """C4 a checkpoint of two shards is that of one process: order and figures go on."""
-    pl.seed_everything(5, verbose=False)
     go(tmp_path / "straight", make_data(), **sharded())
-    pl.seed_everything(5, verbose=False)  # of the first process, as of the one that goes on
     stop = Interrupt(5, rank=1)
     with pytest.raises(Exception, match="stopped by SIGTERM after step"):
         go(tmp_path / "stopped", make_data(), stop, processes=2, shards=2, **sharded())
