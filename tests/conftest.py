@@ -10,6 +10,14 @@ import pytest
 import torch
 
 
+def pytest_configure() -> None:
+    """Give numba threads of its own: those of GNU OpenMP end a process that was forked later."""
+    if importlib.util.find_spec("numba"):
+        import numba
+
+        numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """One thread: many tests fork, and a forked process has none of the threads of its parent.

@@ -51,11 +51,8 @@ def use_threads() -> None:
     """Let compiled loops use as many threads as torch does."""
     import numba
 
-    threads = torch.get_num_threads()
     most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    numba.set_num_threads(max(1, min(threads, most)))
-    if torch.get_num_threads() != threads:
-        torch.set_num_threads(threads)  # which the start of numba's threads has changed for both
+    numba.set_num_threads(max(1, min(torch.get_num_threads(), most)))
 
 
 def has_fast_bfloat16(x: Tensor) -> bool:
