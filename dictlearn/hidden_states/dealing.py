@@ -22,8 +22,6 @@ Integers = NDArray[np.int64]
 
 UNEVEN = 0.05
 """Largest difference between two lanes, as a share of their mean."""
-ONE_BY_ONE = 512
-"""Units per lane that are dealt one by one; the others are too short to matter one by one."""
 
 
 def dealt(rows: Integers, documents: Integers, lanes: int, seed: int) -> Integers:
@@ -61,24 +59,11 @@ def _units(rows: Integers, documents: Integers, longest: int) -> Integers:
 def _dealt(sizes: Integers, lanes: int, seed: int) -> Integers:
     """Return the lane of every unit, `[U]`."""
     order = torch.randperm(len(sizes), generator=generator(seed, "documents")).numpy()
-    by_size = np.argsort(-sizes[order], kind="stable")
-    n = lanes * ONE_BY_ONE
+    order = order[np.argsort(-sizes[order], kind="stable")]
     lane = np.empty(len(sizes), dtype=np.int64)
     heap = [(0, number) for number in range(lanes)]
-    for unit in order[by_size[:n]]:
+    for unit, size in zip(order.tolist(), sizes[order].tolist(), strict=True):
         load, least = heap[0]
         lane[unit] = least
-        heapq.heapreplace(heap, (load + int(sizes[unit]), least))
-    short = order[np.sort(by_size[n:])]
-    if len(short):
-        loads = np.array([load for load, _ in sorted(heap, key=lambda entry: entry[1])])
-        lane[short] = _filled(sizes[short], loads)
+        heapq.heapreplace(heap, (load + size, least))
     return lane
-
-
-def _filled(sizes: Integers, loads: Integers) -> Integers:
-    """Return the lanes of short units, `[U]`, that fill all lanes to the same height."""
-    room = np.maximum((loads.sum() + sizes.sum()) / len(loads) - loads, 0)
-    ends = np.cumsum(room * (sizes.sum() / room.sum()))
-    middles = np.cumsum(sizes) - sizes / 2
-    return np.minimum(np.searchsorted(ends, middles), len(loads) - 1)

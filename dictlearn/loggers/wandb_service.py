@@ -14,21 +14,21 @@ log = logging.getLogger(__name__)
 
 
 def service_starts(seconds: float) -> bool:
-    """Tell whether the service starts in time.
+    """Tell whether the service starts in time, or W&B says at once why it does not.
 
-    In a thread of its own: where its program cannot be run, W&B waits for it without an end.
+    In a thread of its own: where its program cannot be run, W&B waits for it without an end. What
+    is raised here is raised, and told, again by whatever asks W&B next.
     """
     import wandb
-
-    started = threading.Event()
 
     def start() -> None:
         with contextlib.suppress(Exception):
             wandb.setup()
-            started.set()
 
-    threading.Thread(target=start, daemon=True).start()
-    return started.wait(seconds)
+    thread = threading.Thread(target=start, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
 
 
 def finish_run(run: Run, exit_code: int) -> None:
