@@ -109,13 +109,20 @@ def settle(
 ) -> int:
     """Move `a >= 0` to the least-squares codes; drop the atoms that would turn negative.
 
-    The inner loop of Lawson & Hanson 1974, ch. 23: go as far as all codes stay non-negative,
-    drop the one that became zero, aim anew.
-
     Returns:
         The number of atoms still held; all have positive codes. Those dropped follow them.
     """
     aim(inverse, a, q, target, size)
+    return walk(inverse, atoms, a, target, size)
+
+
+@compiled
+def walk(inverse: Floats, atoms: NDArray[np.int64], a: Floats, target: Floats, size: int) -> int:
+    """Move `a >= 0` towards `target`, the least-squares codes; see `settle`.
+
+    The inner loop of Lawson & Hanson 1974, ch. 23: go as far as all codes stay non-negative,
+    drop the one that became zero, aim anew.
+    """
     while size > 0:
         p, share = -1, 2.0
         for u in range(size):

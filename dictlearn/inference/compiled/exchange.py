@@ -9,14 +9,13 @@ from __future__ import annotations
 import numpy as np
 
 from dictlearn.inference.compiled import compiled
-from dictlearn.inference.compiled.active_set import Floats, aim, drop, settle
+from dictlearn.inference.compiled.active_set import Floats, aim, drop, walk
+from dictlearn.inference.compiled.growth import grow, sheet
 from dictlearn.inference.compiled.pursuit import (
     LANES,
-    NEVER,
     Array,
     Atoms,
     add,
-    correlate,
     correlation,
     fit,
     largest,
@@ -54,18 +53,18 @@ def exchange(
     """
     k = values.shape[1]
     most = k + block
-    c, lanes = np.empty(b.shape[1], b.dtype), np.empty(LANES, b.dtype)
+    lanes = np.empty(LANES, b.dtype)
     held, short = np.zeros(most + 4, np.int64), np.zeros(most + 4, b.dtype)
     inverse, a, q, target = np.zeros((most, most)), np.zeros(most), np.zeros(most), np.zeros(most)
     scratch = (inverse, a, q, target, np.zeros(most), np.zeros(most))
+    listing = sheet(b.shape[1], most, block, b)
     for i in range(len(b)):
-        c[:] = b[i]
-        limits = (tolerances[0] * c[largest(c, lanes)], tolerances[1])
+        limits = (tolerances[0] * b[i, largest(b[i], lanes)], tolerances[1])
         size = 0
         for t in range(start.shape[1]):
             j = start[i, t]
             if j >= 0 and add(gram, held, size, j, scratch, limits[1]):
-                q[size] = c[j]
+                q[size] = b[i, j]
                 size += 1
         size = fit(b[i], gram, held, size, scratch, limits)
         if price > 0.0:
@@ -73,7 +72,7 @@ def exchange(
         best = _keep(b[i], held, a, size, price, 0.0, values[i], indices[i])
         for _ in range(rounds):
             goal = min(most, size + block) if price > 0.0 else most
-            size = _grow(b[i], gram, held, size, goal, c, short, lanes, scratch, limits)
+            size = grow(b[i], gram, held, size, goal, short, lanes, scratch, listing, limits)
             size = _shrink(b[i], gram, held, size, k, price, scratch)
             found = _keep(b[i], held, a, size, price, best * BETTER, values[i], indices[i])
             if found <= best * BETTER:
@@ -104,39 +103,6 @@ def _keep(
 
 
 @compiled
-def _grow(
-    b: Array,
-    gram: Array,
-    held: Atoms,
-    size: int,
-    most: int,
-    c: Array,
-    short: Array,
-    lanes: Array,
-    scratch: tuple[Floats, ...],
-    limits: tuple[float, float],
-) -> int:
-    """Add the atom that correlates most and fit, until `most` are held or none is of use."""
-    _inverse, a, q, _target, _work, _g = scratch
-    for _ in range(2 * most):
-        held[size:], short[size:] = 0, 0.0
-        for u in range(size):
-            short[u] = a[u]
-        correlate(c, b, gram, held, short, size)
-        for u in range(size):
-            q[u] = c[held[u]]
-            c[held[u]] = NEVER
-        j = largest(c, lanes)
-        if size == most or not c[j] > limits[0]:
-            break
-        if not add(gram, held, size, j, scratch, limits[1]):
-            break
-        q[size] = c[j]
-        size = fit(b, gram, held, size + 1, scratch, limits)
-    return size
-
-
-@compiled
 def _shrink(
     b: Array,
     gram: Array,
@@ -163,10 +129,7 @@ def _shrink(
         for u in range(size):
             target[u] = a[u]
         drop(inverse, held, a, target, least, size)
-        size -= 1
-        for u in range(size):
-            q[u] = correlation(b, gram, held, a, size, held[u])
-        size = settle(inverse, held, a, q, target, size)
+        size = walk(inverse, held, a, target, size - 1)
     for u in range(size):
         q[u] = correlation(b, gram, held, a, size, held[u])
     aim(inverse, a, q, target, size)

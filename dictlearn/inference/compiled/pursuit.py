@@ -105,7 +105,22 @@ def fit(
         How many atoms are held then, in front.
     """
     inverse, a, q, target, _work, _g = scratch
-    start, size = size, settle(inverse, held, a, q, target, size)
+    left = settle(inverse, held, a, q, target, size)
+    return refill(b, gram, held, left, size, scratch, limits)
+
+
+@compiled
+def refill(
+    b: Array,
+    gram: Array,
+    held: Atoms,
+    size: int,
+    start: int,
+    scratch: tuple[Floats, ...],
+    limits: tuple[float, float],
+) -> int:
+    """Take atoms in slots `size` to `start` back where they would lower the error; see `fit`."""
+    inverse, a, q, target, _work, _g = scratch
     for _ in range(3 * start):
         best, value = -1, limits[0]
         for t in range(size, start):
