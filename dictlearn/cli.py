@@ -46,6 +46,9 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 EVALUATIONS = ("inference",)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+MACHINE = (
+    r"[+~]*trainer\.(accelerator|devices|num_nodes|strategy)\b"  # options that trainer= answers
+)
 
 
 def main() -> None:
@@ -131,7 +134,8 @@ def evaluate(arguments: list[str] | None = None) -> None:
 def going_on(arguments: list[str]) -> list[str]:
     """Turn ``run=DIR resume=true`` into the command line that the run began with, and its place.
 
-    Options given beside them come last, and so take the place of the old ones.
+    Options given beside them come last, and so take the place of the old ones; another trainer=
+    that of all that the old one said of the machine.
 
     Raises:
         SystemExit: there is no run in DIR.
@@ -153,8 +157,24 @@ def going_on(arguments: list[str]) -> list[str]:
         if not re.match(r"[+~]*(?!hydra\b)\w", entry):
             _stop(f"{path} holds '{entry}', which no run writes there: remove that line.")
     before = [entry for entry in before if not entry.startswith("resume=")]
+    if any(argument.startswith("trainer=") for argument in others):
+        before = [entry for entry in before if not re.match(MACHINE, entry)]
+        before += _chosen_by_trainer(folder, [*before, *others])
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*before, *others, f"hydra.run.dir='{place}'"]
+
+
+def _chosen_by_trainer(folder: Path, given: list[str]) -> list[str]:
+    """Return the choices of a run that its own trainer may have made, and another one would not."""
+    with suppress(OSError, YAMLError, AttributeError, KeyError):
+        choices = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
+        return [
+            f"{group}={choices[group]}"
+            for group in ("inference", "update")
+            if re.fullmatch(r"\w+", str(choices[group]))
+            and not any(entry.startswith(f"{group}=") for entry in given)
+        ]
+    return []
 
 
 def _try_again(stopped: Stopped, folder: Path) -> NoReturn:

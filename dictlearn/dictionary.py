@@ -14,6 +14,9 @@ from dictlearn.errors import InputError, choice, flag, whole_number
 from dictlearn.mesh import ALONE, Processes
 from dictlearn.seeding import generator
 
+FOR_BIAS = 2**14
+"""Hidden states whose mean is the first bias, at most."""
+
 
 class Dictionary(nn.Module):
     """`x = a Phi + b + noise` with unit-norm rows of `Phi` (Yun et al. 2021, eq. 1, and a bias).
@@ -79,6 +82,15 @@ class Dictionary(nn.Module):
     def extra_repr(self) -> str:
         """Return the sizes, for `print(model)`."""
         return f"n_atoms={self.n_atoms}, width={self.width}, bias={self.bias is not None}"
+
+    @property
+    def n_for_start(self) -> int:
+        """How many hidden states `initialize_from` makes use of."""
+        if self._started:
+            return 0
+        if self.initialization == "data":
+            return 4 * self.n_atoms
+        return 0 if self.bias is None else min(4 * self.n_atoms, FOR_BIAS)
 
     @torch.no_grad()
     def initialize_from(self, x: Tensor) -> None:

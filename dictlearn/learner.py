@@ -93,8 +93,10 @@ class DictionaryLearner(pl.LightningModule):
         self.held_out = HeldOutMetrics(
             self.data.layers, self.dictionary.width, self.dictionary.n_atoms
         )
-        sample = self.data.sample(4 * self.dictionary.n_atoms)
-        self.dictionary.initialize_from(self.normalization(sample.vectors, sample.layer))
+        sample = self.data.sample(self.dictionary.n_for_start)
+        here = self.dictionary.atoms.device  # the trainer moves the module to its own after this
+        rows = self.normalization(sample.vectors.to(here), sample.layer.to(here))
+        self.dictionary.initialize_from(rows)
         self.inference.reset(self.dictionary)
         self._whole = {name: entry.to("meta") for name, entry in self.state_dict().items()}
         self.mesh = mesh_of(self.trainer)

@@ -11,13 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, distributed
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+T = TypeVar("T")
 
 DIGIT = 11
 """Bits that one exchange of `kth_largest` decides: the counts of 2,048 digits are 16 kB."""
@@ -110,6 +112,15 @@ def rows_of_all(rows: Tensor, chosen: Tensor, group: ProcessGroup | None = None)
     mine = (place >= 0) & (place < len(rows))
     found = rows[place.clamp(0, len(rows) - 1)]
     return total(torch.where(mine[:, None], found, 0), group)
+
+
+def union(items: frozenset[T], group: ProcessGroup | None = None) -> frozenset[T]:
+    """Return what any of the processes has."""
+    if (world := world_size(group)) == 1:
+        return items
+    parts: list[frozenset[T]] = [frozenset()] * world
+    distributed.all_gather_object(parts, items, group=_of(group))
+    return frozenset().union(*parts)
 
 
 class Kth(NamedTuple):

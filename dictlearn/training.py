@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import time
@@ -14,6 +15,7 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
+from dictlearn import processes
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.throughput import Throughput
@@ -32,6 +34,7 @@ from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.sharding import check_shards
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
+from dictlearn.storage.committed import failure_of
 from dictlearn.storage.saved import save_dictionary
 from dictlearn.variants import named, own_figures, place_of, variant_configs
 
@@ -188,7 +191,6 @@ def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[s
 def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
     device = trainer.strategy.root_device
-    not_finite = torch.tensor(float(data.n_non_finite), device=device)
     share = torch.tensor(data.left_out_fraction, device=device)
     optimizer: Any = next(iter(trainer.optimizers), None)
     optimizers = getattr(optimizer, "parts", [optimizer])
@@ -197,7 +199,7 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
         for name, own in zip(learners(learner), optimizers, strict=False)
     }
     return skipped | {
-        "train/non_finite_tokens": float(trainer.strategy.reduce(not_finite, reduce_op="sum")),
+        "train/non_finite_tokens": float(len(processes.union(data.non_finite))),
         "train/left_out_fraction": float(trainer.strategy.reduce(share, reduce_op="mean")),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
@@ -211,28 +213,42 @@ def _save(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, 
     """Write the artefacts as they are now, on all processes together: each may hold a part.
 
     `figures` are known at the end only.
+
+    Raises:
+        OSError: one could not be written; the others are.
     """
-    for name, part in learners(learner).items():
-        values = part.hparams["config"]
-        if name and part.mesh.is_first:  # as a run of its own would have it
-            path = place_of(run_dir, name) / ".hydra" / "config.yaml"
-            write_text(path, OmegaConf.to_yaml(OmegaConf.create(values)))
-        prox = dict(values["prox"])
-        if part.price is not None:  # what it was steered to is the price from now on
-            prox |= {"lambda_": float(part.price.lambda_), "target_l0": None}
-        save_dictionary(
-            place_of(run_dir, name) / "dictionary",
-            part.dictionary,
-            part.inference,
-            data.normalization,
-            about={
-                "prox": prox,
-                "inference": values["inference"],
-                **data.about(),
-                "metrics": own_figures(figures, name),
-            },
-            write=part.mesh.is_first,
-        )
+    failures = [
+        failure_of([functools.partial(_save_one, run_dir, name, part, data, figures)])
+        for name, part in learners(learner).items()
+    ]
+    for failure in failures:  # not before: the processes exchange what each of them is made of
+        if failure is not None:
+            raise failure
+
+
+def _save_one(
+    run_dir: Path, name: str, part: DictionaryLearner, data: DataModule, figures: dict[str, float]
+) -> None:
+    values = part.hparams["config"]
+    prox = dict(values["prox"])
+    if part.price is not None:  # what it was steered to is the price from now on
+        prox |= {"lambda_": float(part.price.lambda_), "target_l0": None}
+    save_dictionary(
+        place_of(run_dir, name) / "dictionary",
+        part.dictionary,
+        part.inference,
+        data.normalization,
+        about={
+            "prox": prox,
+            "inference": values["inference"],
+            **data.about(),
+            "metrics": own_figures(figures, name),
+        },
+        write=part.mesh.is_first,
+    )
+    if name and part.mesh.is_first:  # as a run of its own would have it
+        path = place_of(run_dir, name) / ".hydra" / "config.yaml"
+        write_text(path, OmegaConf.to_yaml(OmegaConf.create(values)))
 
 
 def _leave(run_dir: Path, learner: Learner, figures: dict[str, float]) -> None:

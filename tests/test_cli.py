@@ -180,3 +180,28 @@ def test_other_processes_leave_telling_the_mistake_to_the_main_one(
         cli.encode(["run=nowhere", "text=Hello"])
     assert stop.value.code == 2
     assert capfd.readouterr().err == ""
+
+
+def kept(folder: Path, overrides: str, inference: str = "unrolled") -> Path:
+    """Write what Hydra keeps of a run."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "overrides.yaml").write_text(overrides)
+    choices = f"{{inference: {inference}, update: adam, trainer: dictionary_parallel}}"
+    (folder / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{choices: {choices}}}}}")
+    return folder
+
+
+def test_a_run_goes_on_under_another_trainer_with_what_the_first_one_chose(tmp_path: Path) -> None:
+    began = "[trainer=dictionary_parallel, trainer.devices=2, max_vectors=9, update=signum,"
+    began += " trainer.strategy.dictionary_parallel_size=2, trainer.log_every_n_steps=3]"
+    line = [f"run={kept(tmp_path / 'a', began)}", "resume=true"]
+    place = f"hydra.run.dir='{tmp_path / 'a'}'"
+    assert cli.going_on(line) == [*began[1:-1].split(", "), "resume=true", place]
+    assert cli.going_on([*line, "trainer=cpu"]) == [
+        *("trainer=dictionary_parallel", "max_vectors=9", "update=signum"),
+        *("trainer.log_every_n_steps=3", "inference=unrolled", "resume=true", "trainer=cpu", place),
+    ]
+    hostile = kept(tmp_path / "b", began, "'x hydra.launcher=y'")
+    assert "launcher" not in str(cli.going_on([f"run={hostile}", *line[1:], "trainer=cpu"]))
+    (hostile / ".hydra" / "hydra.yaml").unlink()
+    assert cli.going_on([f"run={hostile}", *line[1:], "trainer=cpu"])

@@ -81,6 +81,16 @@ def test_the_bias_is_taken_off_and_put_back() -> None:
     assert plain.uncentre(x) is x
 
 
+def test_no_more_hidden_states_are_wanted_than_the_start_is_made_of() -> None:
+    assert Dictionary(10**5, 4).n_for_start == 0
+    assert Dictionary(700, 4, initialization="data").n_for_start == 2800
+    assert Dictionary(700, 4, bias=True).n_for_start == 2800
+    assert Dictionary(10**5, 4, bias=True).n_for_start == 2**14
+    started = Dictionary(700, 4, initialization="data")
+    started.start_from(Dictionary(700, 4))
+    assert started.n_for_start == 0
+
+
 def test_mistakes_are_told_by_their_key() -> None:
     with pytest.raises(InputError, match=r"dictionary\.n_atoms"):
         Dictionary(0, 4)

@@ -34,6 +34,7 @@ def everything(rank: int) -> dict[str, Tensor]:
         "among": processes.among_largest(own, 9),
         "uneven": processes.among_largest(own, 9 * rank),
         "all": processes.among_largest(own, 1000),
+        "union": torch.tensor(sorted(processes.union(frozenset({rank, 7})))),
     }
 
 
@@ -66,6 +67,7 @@ def test_every_process_is_told_the_same(found: list[dict[str, Tensor]]) -> None:
         torch.testing.assert_close(one["mean"], parts.mean(0))
         assert torch.equal(one["smallest"], parts.amin(0))
         assert torch.equal(one["gathered"], whole())
+        assert one["union"].tolist() == [0, 1, 2, 7]
         assert torch.equal(one["some"], whole()[[20, 0, 13, 7]])
         assert float(one["kth"]) == float(whole().flatten().sort(descending=True).values[26])
 
@@ -94,6 +96,7 @@ def test_one_process_gets_its_own_back() -> None:
         processes.gathered,
     ]
     assert all(one(own) is own for one in same)
+    assert processes.union(frozenset({3})) == {3}
     assert (processes.rank(), processes.world_size()) == (0, 1)
     assert torch.equal(processes.rows_of_all(own, torch.tensor([6, 2])), own[[6, 2]])
 

@@ -28,6 +28,7 @@ class DeadAtomRevival(pl.Callback):
     that are nearly the same the rarer one goes. The other moves to the mean of the two, weighted
     by the energy of their codes, and takes over what the optimizer knows of them; the codes it
     takes over by itself, being what inference then finds.
+    Where the update rule leaves the atoms as they are, so does this.
     The batch is that of all processes; where several hold the dictionary together, it is whole in
     each of them for that moment.
 
@@ -37,6 +38,7 @@ class DeadAtomRevival(pl.Callback):
             have time to learn.
         seed: of the draws, keyed by the training step.
         duplicate_cosine: above it two atoms count as one; None: doubles are left.
+        name: of the dictionary, where a run learns several.
 
     Attributes:
         revived: atoms replaced so far, double ones included.
@@ -49,7 +51,9 @@ class DeadAtomRevival(pl.Callback):
         until_fraction: float,
         seed: int = 0,
         duplicate_cosine: float | None = None,
+        name: str = "",
     ) -> None:
+        self.lead = f"{name}: " if name else ""
         self.every_vectors = whole_number("callbacks.revival.every_vectors", every_vectors)
         self.until_fraction = number("callbacks.revival.until_fraction", until_fraction, 0, 1)
         if duplicate_cosine is not None:
@@ -73,7 +77,8 @@ class DeadAtomRevival(pl.Callback):
         seen = pl_module.vectors_seen
         last = seen - len(batch.vectors) * pl_module.mesh.data.count
         crossed = seen // self.every_vectors > last // self.every_vectors
-        if crossed and batch_idx < self.until_fraction * trainer.num_training_batches:
+        moves = getattr(pl_module.optimizers(use_pl_optimizer=False), "moves_atoms", True)
+        if crossed and moves and batch_idx < self.until_fraction * trainer.num_training_batches:
             with processes.among(pl_module.mesh.data.group):
                 self._revive(trainer, pl_module, batch)
 
@@ -101,9 +106,8 @@ class DeadAtomRevival(pl.Callback):
             fresh = torch.nn.functional.normalize(processes.rows_of_all(residual, rows), dim=-1)
             means = merge_directions(atoms, energy, Twins(*pairs))
             self._replace(learner, places, fresh, Twins(*pairs), means)
-            log.info(
-                "%d dead or double atoms replaced at step %d", len(places), trainer.global_step
-            )
+            step, said = trainer.global_step, "%s%d dead or double atoms replaced at step %d"
+            log.info(said, self.lead, len(places), step)
 
     def _twins(self, atoms: Tensor, energy: Tensor, idle: Tensor, dead: Tensor) -> Twins:
         """Return the double atoms among the living; the batch's energy says which is rarer."""

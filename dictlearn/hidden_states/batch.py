@@ -21,6 +21,7 @@ class HiddenStates(NamedTuple):
         token: token id, int64 `[n]`.
         document: index of the document in the token store, int64 `[n]`.
         position: index of the token within its document, int64 `[n]`; -1 for a special token.
+            Of vectors without a text: the number of the vector.
         weight: weight of the row by its token's frequency, float32 `[n]`.
     """
 

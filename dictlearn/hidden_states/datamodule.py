@@ -245,9 +245,14 @@ class HiddenStateDataModule(DataModule):
         return self._train.seconds
 
     @property
-    def n_non_finite(self) -> int:
-        """Tokens that this process left out because a hidden state of theirs is not finite."""
-        return sum(len(e.soundness.non_finite) for e in (self._train, self._validation))
+    def non_finite(self) -> frozenset[tuple[str, int, int]]:
+        """Split, document and place of the tokens with a hidden state that is not finite."""
+        splits = {"train": self._train, "validation": self._validation}
+        return frozenset(
+            (split, *place)
+            for split, extractor in splits.items()
+            for place in extractor.soundness.non_finite
+        )
 
     @property
     def left_out_fraction(self) -> float:

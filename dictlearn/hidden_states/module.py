@@ -165,8 +165,10 @@ class DataModule(pl.LightningDataModule):
 
     @property
     @abstractmethod
-    def n_non_finite(self) -> int:
-        """Tokens that this process left out because a hidden state of theirs is not finite."""
+    def non_finite(self) -> frozenset[tuple[str, int, int]]:
+        """Split, document and place of the tokens that this process left out because a hidden
+        state of theirs is not finite.
+        """  # noqa: D205
 
     @property
     @abstractmethod

@@ -102,7 +102,9 @@ class HeldOutMetrics(nn.Module):
                 figures[f"val/{name}_layer_{layer}"] = value
         figures["val/cosine"] = self.cosine.compute()[-1]
         figures["val/objective"] = self.objective.compute()[-1]
-        figures["val/duality_gap"] = self.gap.compute()[-1]
+        gap = self.gap.compute()[-1]
+        if not gap.isnan():  # of a few rows there may be none for which it was measured
+            figures["val/duality_gap"] = gap
         solver = self.solver_objective.compute()
         if solver > 0:
             figures["val/amortisation_gap"] = self.encoder_objective.compute() / solver - 1

@@ -77,6 +77,6 @@ class LayerMean(Metric):
         self.total.index_add_(0, row, values.double())
 
     def compute(self) -> Tensor:
-        """Return the mean of every layer followed by that of all rows, `[L + 1]`."""
+        """Return the mean of every layer followed by that of all rows, `[L + 1]`; NaN if none."""
         means = self.total / self.n.clamp_min(1)
-        return torch.cat([means, (self.total.sum() / self.n.sum().clamp_min(1))[None]])
+        return torch.cat([means, (self.total.sum() / self.n.sum())[None]])

@@ -36,6 +36,7 @@ class DictionaryOptimizer(torch.optim.Adam):
     A step whose gradients are not finite is skipped.
 
     Attributes:
+        moves_atoms: whether atoms change; if not, none may be replaced either.
         wants_codes: whether `observe_codes` is to be called.
         guard: tells which steps. How many were skipped is part of the state dict.
         weighs_energy: whether `observe` wants squared codes times the weight of their row. A
@@ -44,6 +45,7 @@ class DictionaryOptimizer(torch.optim.Adam):
             those of this process.
     """
 
+    moves_atoms: ClassVar[bool] = True
     wants_codes: ClassVar[bool] = False
     weighs_energy: bool = False
     shards: Processes = ALONE

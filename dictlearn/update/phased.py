@@ -155,6 +155,8 @@ class Phased:
 class EncoderAdam(DictionaryOptimizer):
     """Adam for the encoder; the dictionary, atoms and bias, stays bit by bit what it is."""
 
+    moves_atoms = False
+
     @property
     def rate(self) -> float:
         """The rate of the encoder: there is no other; 0 without one."""

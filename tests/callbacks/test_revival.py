@@ -17,7 +17,7 @@ from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
 from dictlearn.inference import Unrolled
 from dictlearn.learner import DictionaryLearner
 from dictlearn.seeding import generator
-from dictlearn.update import HessianDiagonalRule
+from dictlearn.update import Frozen, HessianDiagonalRule
 from tests.small_run import BATCH, small_learner, small_trainer
 from tests.test_learner_runs import ended
 from tests.watch import learned
@@ -324,3 +324,13 @@ def test_double_atoms_are_replaced_alike_on_two_processes(
         if not key.startswith("train/"):
             assert torch.equal(first[key], second[key]), key
     assert not torch.equal(first["dictionary.atoms"], plain["dictionary.atoms"])
+
+
+def test_a_frozen_dictionary_keeps_its_dead_and_double_atoms(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    revival = DeadAtomRevival(BATCH, 1.0, duplicate_cosine=0.05)
+    learner, look, _ = run(make_data(steps=3), tmp_path, revival, update=Frozen(warmup_vectors=0))
+    assert learner.is_dead()[DEAD].all()
+    assert [seen.changed for seen in look.seen] == [[], [], []]
+    assert revival.revived == revival.merged == 0

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from dictlearn import training
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.errors import InputError
+from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.storage.committed import committed, newest_whole
 from tests.integration.test_mistakes import FAST
@@ -92,3 +94,30 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
         said = run.said()
     assert "Traceback" not in said
     assert "hydra.run.dir" in said
+
+
+def test_a_dictionary_that_cannot_be_written_costs_the_others_nothing(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3 the dictionary of one of several variants cannot be written: those of the others are, and
+    no process waits for another.
+    """
+    data = small_data(minilm_folder, text_folder, tmp_path)
+    first, second = small_learner(data), small_learner(data)
+    asked: list[Path] = []
+
+    def write(folder: Path, *parts: object, **options: object) -> None:
+        asked.append(folder)
+        if len(asked) == 1:
+            raise OSError(28, "No space left on device")
+
+    config: dict[str, object] = {"prox": {}, "inference": {}}
+    monkeypatch.setattr(training, "save_dictionary", write)
+    monkeypatch.setattr(training, "learners", lambda _: {"a": first, "b": second})
+    monkeypatch.setattr(HiddenStateDataModule, "normalization", None, raising=False)
+    for learner in (first, second):
+        learner.hparams["config"] = config
+    with pytest.raises(OSError, match="No space left"):
+        training._save(tmp_path, first, data, {})
+    assert asked == [tmp_path / "variants" / name / "dictionary" for name in "ab"]
+    assert (tmp_path / "variants" / "b" / ".hydra" / "config.yaml").is_file()

@@ -52,7 +52,7 @@ def test_tokens_that_are_not_finite_are_left_out_and_named(
     data.transformer = Poisoned(str(minilm_folder), dtype="float32")
     learner = small_learner(data, inference=None)
     small_trainer(tmp_path, limit_val_batches=1.0).fit(learner, datamodule=data)
-    assert data.n_non_finite > 0
+    assert data.non_finite
     said = [r.getMessage() for r in caplog.records if "is not finite in document" in r.getMessage()]
     assert len(said) > 0
     assert all("hidden_states[3]" in line and ".txt" in line for line in said)

@@ -192,9 +192,9 @@ class CachedDataModule(DataModule):
         return self._seconds
 
     @property
-    def n_non_finite(self) -> int:
-        """Return 0: a vector that is not finite ends the run."""
-        return 0
+    def non_finite(self) -> frozenset[tuple[str, int, int]]:
+        """Return none: a vector that is not finite ends the run."""
+        return frozenset()
 
     @property
     def left_out_fraction(self) -> float:

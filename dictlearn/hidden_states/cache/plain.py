@@ -80,7 +80,7 @@ class PlainRows:
         return self.take(self._order(np.arange(first, last)))
 
     def take(self, places: Integers) -> HiddenStates:
-        """Return the vectors at places of the file.
+        """Return the vectors at places of the file; `position` is that place.
 
         Raises:
             InputError: one is not finite.
@@ -94,7 +94,9 @@ class PlainRows:
         layer = torch.full((len(places),), self.layers[0])
         long = norms > self._longest
         vectors[long] = 0  # so that they do no harm even without weight, in a batch top-k say
-        return HiddenStates(vectors, layer, nowhere, nowhere, nowhere, (~long).float())
+        return HiddenStates(
+            vectors, layer, nowhere, nowhere, torch.from_numpy(places), (~long).float()
+        )
 
     def _read(self, places: Integers) -> Tensor:
         order = np.argsort(places)  # as they lie on the disk

@@ -19,6 +19,7 @@ from dictlearn.errors import InputError
 from dictlearn.hidden_states import CachedDataModule, CachedOptions
 from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.cache.plain import read_vectors
+from dictlearn.hidden_states.module import SOME
 from tests.hidden_states.cache.conftest import cached
 
 N, WIDTH = 1003, 12
@@ -70,8 +71,9 @@ def test_every_row_is_trained_on_or_held_out(kind: str, tmp_path: Path) -> None:
     assert torch.equal(found[order[0]], ROWS[order[1]])
     for rows in (train, held_out):
         assert set(rows.layer.tolist()) == {0}
-        for column in (rows.token, rows.document, rows.position):
+        for column in (rows.token, rows.document):
             assert set(column.tolist()) == {-1}
+        assert torch.equal(rows.vectors, ROWS[rows.position])
         assert set(rows.weight.tolist()) == {1.0}
 
 
@@ -220,3 +222,12 @@ def test_an_option_out_of_its_range_is_named(options: dict[str, Any]) -> None:
         CachedOptions("x.npy", **options)
     with pytest.raises(InputError, match=r"hidden_states\.path"):
         CachedOptions("")
+
+
+@pytest.mark.parametrize("n", [6_000, 60_000])
+def test_some_of_the_held_out_rows_are_chosen_however_many_there_are(
+    n: int, tmp_path: Path
+) -> None:
+    module = cached(npy(tmp_path, torch.randn(n, WIDTH)), validation_vectors=10**6)
+    chosen = [module.some_held_out(rows) for rows in module.val_dataloader()]
+    assert SOME <= int(torch.cat(chosen).sum()) < 2 * SOME
