@@ -290,8 +290,8 @@ class RunCheckpoints(Checkpoint):
         step = int(checkpoint["global_step"])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         n_steps = data.n_steps(data_processes(trainer))
-        if step < n_steps:
-            due = validates_after(trainer, step, n_steps)
-            set_between_steps(checkpoint["loops"], step, due, known["stage"] == BEFORE)
+        due, to_come = validates_after(trainer, step, n_steps), known["stage"] == BEFORE
+        if step < n_steps or (due and to_come):
+            set_between_steps(checkpoint["loops"], step, n_steps, due, to_come)
         self._saved_step, self._random = step, known["random"]
         rewind(trainer.loggers, known["history_rows"], step)

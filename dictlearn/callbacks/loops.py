@@ -21,18 +21,19 @@ def validates_after(trainer: pl.Trainer, step: int, n_steps: int) -> bool:
 
 
 def set_between_steps(
-    loops: dict[str, Any], step: int, validation_due: bool, validation_to_come: bool
+    loops: dict[str, Any], step: int, n_steps: int, validation_due: bool, validation_to_come: bool
 ) -> None:
     """Set the saved counters of an unfinished epoch to what they are between two steps, in place.
 
     Args:
         loops: ``checkpoint["loops"]`` of a fit with one epoch.
         step: steps done, one batch each.
+        n_steps: of the epoch.
         validation_due: whether a validation follows this step.
         validation_to_come: whether it is still to come; else it was done.
     """
     fit = loops["fit_loop"]
-    fit["epoch_loop.batch_progress"]["is_last_batch"] = False
+    fit["epoch_loop.batch_progress"]["is_last_batch"] = step == n_steps
     for counts in _parts(fit["epoch_loop.batch_progress"]):
         counts.update(ready=step, started=step, processed=step, completed=step)
     for counts in _parts(fit["epoch_progress"]):

@@ -134,6 +134,11 @@ def history(folder: Path) -> list[dict[str, str]]:
     ]
 
 
+def kept(folder: Path) -> list[str]:
+    """Which checkpoints there are, the best one too."""
+    return sorted(path.name for path in (folder / "checkpoints").glob("*.ckpt"))
+
+
 def assert_same_end(one: Path, other: Path, close: Callable[[Any, Any], bool]) -> None:
     """Compare whole final checkpoints and histories."""
     expected, found = final_state(one), final_state(other)

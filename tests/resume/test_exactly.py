@@ -33,6 +33,7 @@ from tests.resume.interrupted import (
     equal,
     go,
     history,
+    kept,
 )
 from tests.small_run import BATCH, small_data
 from tests.watch import exact
@@ -87,7 +88,7 @@ def test_a_stopped_run_ends_bit_equal(setting: str, make_data: MakeData, tmp_pat
     parts = SETTINGS[setting]
     go(tmp_path / "straight", make_data(), **parts())
     stops = [Interrupt(1), Interrupt(4, in_validation=True), Interrupt(5), Interrupt(10)]
-    for stop in stops:
+    for stop in (*stops, Interrupt(STEPS, in_validation=True)):
         with pytest.raises(Stopped, match=f"SIGTERM after step {stop.step}"):
             go(tmp_path / "stopped", make_data(), stop, **parts())
         newest = committed(tmp_path / "stopped" / "checkpoints")[0]
@@ -96,6 +97,7 @@ def test_a_stopped_run_ends_bit_equal(setting: str, make_data: MakeData, tmp_pat
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
     assert len(history(tmp_path / "straight")) == STEPS // 2 + STEPS // 4
+    assert kept(tmp_path / "straight") == kept(tmp_path / "stopped")
 
 
 class Drawing(pl.Callback):
@@ -130,7 +132,7 @@ def test_two_processes_stop_at_one_step_and_end_bit_equal(
     parts = SETTINGS[setting]
     two: dict[str, Any] = {"processes": 2, "others": (Finish(),)}
     go(tmp_path / "straight", make_data(2), **two, **parts())
-    for stop in (Interrupt(5, rank=rank), Interrupt(8, in_validation=True, rank=rank)):
+    for stop in (Interrupt(5, rank=rank), Interrupt(STEPS, in_validation=True, rank=rank)):
         with pytest.raises(Exception, match="stopped by SIGTERM after step"):
             go(tmp_path / "stopped", make_data(2), stop, **two, **parts())
         newest = committed(tmp_path / "stopped" / "checkpoints")[0]
@@ -138,6 +140,7 @@ def test_two_processes_stop_at_one_step_and_end_bit_equal(
     go(tmp_path / "stopped", make_data(2), **two, **parts())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
+    assert kept(tmp_path / "straight") == kept(tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
