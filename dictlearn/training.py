@@ -18,6 +18,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from dictlearn import processes
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.requeue import requeue
+from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.callbacks.variants import callbacks
 from dictlearn.cluster import check_world, environments, meet_again
@@ -79,18 +80,9 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     try:
         log_config(trainer.loggers, values)
         trainer.fit(learner, datamodule=data, ckpt_path=checkpoint and checkpoint.path)
-        figures = _held_out(trainer, learner, data)
-        for callback in _saving(trainer):
-            callback.finish(trainer)
-        figures |= _training_figures(trainer, learner, data)
-        _save(run_dir, learner, data, figures)
-        if trainer.is_global_zero:
-            _leave(run_dir, learner, figures)
-            for name in learners(learner):
-                title = f"{config.name}-{name}" if name else config.name
-                own, folder = own_figures(figures, name), place_of(run_dir, name) / "dictionary"
-                log_artifact(trainer.loggers, folder, title, own)
-        trainer.strategy.barrier()
+        # What is left takes seconds: a signal waits for it, and only a second one does not.
+        with StopSignals(lambda: kill_children(trainer)):
+            figures = _conclude(config, trainer, learner, data, run_dir)
     except BaseException as error:
         finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
         if isinstance(error, Stopped) and error.requeue and trainer.is_global_zero:
@@ -101,6 +93,25 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             raise InputError(_too_large(config, data, trainer.global_step)) from error
         raise
     finish_loggers(trainer.loggers)
+    return figures
+
+
+def _conclude(
+    config: DictConfig, trainer: pl.Trainer, learner: Learner, data: DataModule, run_dir: Path
+) -> dict[str, float]:
+    """Measure and save what was learned; return the figures of ``metrics.json``."""
+    figures = _held_out(trainer, learner, data)
+    for callback in _saving(trainer):
+        callback.finish(trainer)
+    figures |= _training_figures(trainer, learner, data)
+    _save(run_dir, learner, data, figures)
+    if trainer.is_global_zero:
+        _leave(run_dir, learner, figures)
+        for name in learners(learner):
+            title = f"{config.name}-{name}" if name else config.name
+            own, folder = own_figures(figures, name), place_of(run_dir, name) / "dictionary"
+            log_artifact(trainer.loggers, folder, title, own)
+    trainer.strategy.barrier()
     return figures
 
 

@@ -16,7 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from dictlearn.callbacks.agreement import Agreement
 from dictlearn.callbacks.loops import set_between_steps, validates_after
 from dictlearn.callbacks.random_state import random_states, restore_random_state
-from dictlearn.callbacks.signals import StopSignals
+from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.ensemble import learners
 from dictlearn.errors import InputError, Stopped, choice, number, whole_number
 from dictlearn.loggers import history_rows, rewind
@@ -108,8 +108,7 @@ class RunCheckpoints(Checkpoint):
         restore_random_state(self._random, trainer.global_rank)
         if trainer.global_step == 0:
             rewind(trainer.loggers, [0], 0)  # of one that was killed before its first checkpoint
-        children = getattr(trainer.strategy.launcher, "procs", [])
-        self._signals = StopSignals(lambda: [child.kill() for child in children])
+        self._signals = StopSignals(lambda: kill_children(trainer))
         self._signals.install()
         self._agreement = Agreement(trainer.world_size, n_flags=2)
         self._saved_at = time.monotonic()

@@ -8,7 +8,9 @@ import socket
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
-from typing import Any
+from typing import Any, Self
+
+import pytorch_lightning as pl
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -63,6 +65,13 @@ class StopSignals:
         writer.close()  # the thread reads the end of it, and ends
         del reader
 
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.remove()
+
     def _listen(self, reader: socket.socket) -> None:
         with reader:
             while heard := reader.recv(1):
@@ -73,6 +82,12 @@ class StopSignals:
                     self._last_words()
                     os._exit(128 + number)
                 self.received = signal.Signals(number)
+
+
+def kill_children(trainer: pl.Trainer) -> None:
+    """Kill the processes that this one has started for a run."""
+    for child in getattr(trainer.strategy.launcher, "procs", []):
+        child.kill()
 
 
 def _noted(number: int, frame: FrameType | None) -> None:

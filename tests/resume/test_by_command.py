@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dictlearn.storage.committed import committed
+from dictlearn.storage.saved import load
 from tests.resume.interrupted import equal, final_state, history
 from tests.resume.processes import SMALL, TWO, launched
 
@@ -43,3 +44,31 @@ def test_a_stopped_run_goes_on_by_the_words_it_ends_with(
     same = final_state(tmp_path / "stopped")
     for name, value in final_state(tmp_path / "straight").items():
         assert ".config." in name or equal(value, same[name]), name
+
+
+AT_THE_END = """
+import os, signal, sys
+sys.path.insert(0, os.path.dirname(sys.argv[1]))  # that of train.py
+from dictlearn import cli, training
+conclude = training._leave
+
+def struck(*parts):
+    os.kill(os.getpid(), signal.SIGTERM)
+    conclude(*parts)
+
+training._leave = struck
+cli.train(sys.argv[2:])
+"""
+
+
+def test_a_run_asked_to_stop_after_its_last_step_comes_to_its_end(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """C4 SIGTERM after the last step, while the results are written: they are, and the run ends as
+    if nobody had asked.
+    """
+    command = [*SMALL, f"text.path={text_folder}", "max_vectors=4096", "hydra.run.dir=out"]
+    with launched(tmp_path, command, ["-c", AT_THE_END]) as run:
+        assert run.end(120) == 0, run.said()
+    assert "val/fvu" in (tmp_path / "out" / "metrics.json").read_text()
+    assert load(tmp_path / "out").dictionary.n_atoms == 256
