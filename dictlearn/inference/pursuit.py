@@ -102,9 +102,9 @@ def gradient_pursuit(x: Tensor, atoms: Tensor, k: int, *, engine: str = "auto") 
     x, atoms, limits = checked(x, atoms, k)
 
     def compiled(_: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
-        from dictlearn.inference.compiled import pursuit
+        from dictlearn.inference.compiled import gradient
 
-        pursuit.gradient_pursuit(b, gram, limits.useful, values, indices)
+        gradient.gradient_pursuit(b, gram, limits.useful, values, indices)
 
     pairs = pursue(
         x, atoms, k, engine, compiled, lambda form, _: gradient_rows(form, atoms, k, limits)
