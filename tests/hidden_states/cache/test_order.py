@@ -123,6 +123,7 @@ def test_the_sample_is_the_same_everywhere_and_from_training_rows(cache_folder: 
     assert sample.vectors.shape == (100, 384)
     assert torch.equal(sample.vectors, at_step(cached(cache_folder), 3, 1, 2).sample(100).vectors)
     assert len(module.sample(10**9).layer) == module.source.n_rows
+    assert module.sample(0).vectors.shape == (0, module.hidden_size)
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
