@@ -142,10 +142,13 @@ class Throughput(pl.Callback):
             "train/tokens_per_second": vectors / n_layers / seconds,
             "memory/peak_mib": peak_memory(pl_module.device) / 2**20,
         }
-        atoms = [learner.dictionary.atoms for learner in learners(pl_module).values()]
-        if self._ceiling and atoms:
-            n_atoms, width = sum(map(len, atoms)), atoms[0].shape[1]
-            flops = model_flops(width, max(data.layers), n_atoms, vectors / n_layers, vectors)
+        dictionaries = [learner.dictionary for learner in learners(pl_module).values()]
+        if self._ceiling and dictionaries:
+            # The work of all processes: vectors and atoms are those of all, the transformer's too.
+            n_atoms = sum(dictionary.n_atoms for dictionary in dictionaries)
+            flops = model_flops(
+                data.hidden_size, data.blocks_run, n_atoms, vectors / n_layers, vectors
+            )
             whole_ceiling = self._ceiling * trainer.world_size
             figures["train/flop_utilisation"] = flops / seconds / whole_ceiling
         return figures

@@ -245,6 +245,11 @@ class HiddenStateDataModule(DataModule):
         return self._train.seconds
 
     @property
+    def blocks_run(self) -> int:
+        """Blocks of the transformer up to the last tapped hidden state."""
+        return max(self.layers)
+
+    @property
     def non_finite(self) -> frozenset[tuple[str, int, int]]:
         """Split, document and place of the tokens with a hidden state that is not finite."""
         splits = {"train": self._train, "validation": self._validation}

@@ -165,6 +165,11 @@ class DataModule(pl.LightningDataModule):
 
     @property
     @abstractmethod
+    def blocks_run(self) -> int:
+        """Blocks of the transformer that a token passes through for its vectors."""
+
+    @property
+    @abstractmethod
     def non_finite(self) -> frozenset[tuple[str, int, int]]:
         """Split, document and place of the tokens that this process left out because a hidden
         state of theirs is not finite.

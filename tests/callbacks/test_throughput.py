@@ -10,7 +10,6 @@ import pytest
 import pytorch_lightning as pl
 
 from dictlearn.callbacks.throughput import PHASES, Throughput
-from dictlearn.callbacks.utilisation import model_flops
 from dictlearn.hidden_states.extraction import Extractor
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
 
@@ -159,13 +158,6 @@ def test_shares_tell_where_the_time_goes(
     assert overlap > 0.1 if prefetch else overlap < 0.3
     assert last["train/tokens_per_second"] == pytest.approx(last["train/vectors_per_second"] / 2)
     assert 100 < last["memory/peak_mib"] < 100_000
-
-
-def test_the_flops_are_those_of_the_parts() -> None:
-    block = model_flops(width=4, blocks=3, n_atoms=0, tokens=10, vectors=0)
-    assert block == 10 * 3 * 2 * (12 * 4 * 4)  # 12 d^2 parameters, two operations for each
-    look = model_flops(width=4, blocks=0, n_atoms=7, tokens=0, vectors=5)
-    assert look == 5 * 3 * 2 * (7 * 4)  # x @ atoms.T and its two gradients
 
 
 def resident() -> int:

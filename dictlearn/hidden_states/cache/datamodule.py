@@ -192,6 +192,11 @@ class CachedDataModule(DataModule):
         return self._seconds
 
     @property
+    def blocks_run(self) -> int:
+        """None: no transformer runs."""
+        return 0
+
+    @property
     def non_finite(self) -> frozenset[tuple[str, int, int]]:
         """Return none: a vector that is not finite ends the run."""
         return frozenset()
