@@ -17,6 +17,7 @@ from dictlearn.callbacks.agreement import Agreement
 from dictlearn.callbacks.loops import set_between_steps, validates_after
 from dictlearn.callbacks.random_state import random_states, restore_random_state
 from dictlearn.callbacks.signals import StopSignals, kill_children
+from dictlearn.callbacks.stopwatch import Stopwatch
 from dictlearn.ensemble import learners
 from dictlearn.errors import InputError, Stopped, choice, number, whole_number
 from dictlearn.loggers import history_rows, rewind
@@ -53,7 +54,7 @@ class RunCheckpoints(Checkpoint):
 
     Attributes:
         also: what else is done at every checkpoint, after it counts; called by all processes.
-        seconds: spent on saving so far, with what else is written.
+        saving: how long saving has taken so far, with what else is written.
 
     Raises:
         InputError: a value is not allowed.
@@ -80,7 +81,7 @@ class RunCheckpoints(Checkpoint):
         self.max_failures = whole_number(name + "max_failures", max_failures)
         self.requeue = requeue
         self.also: list[Callable[[], object]] = []
-        self.seconds = 0.0
+        self.saving = Stopwatch()
         self._signals = StopSignals()
         self._agreement: Agreement | None = None
         self._best: float | None = None
@@ -176,26 +177,26 @@ class RunCheckpoints(Checkpoint):
         Raises:
             InputError: it could not be written, too often.
         """
-        step, began = trainer.global_step, time.monotonic()
-        self._stage = stage
-        self._number += 1
-        path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
-        failure: OSError | None = None
-        if trainer.is_global_zero:
-            storage.manifest_of(path).unlink(missing_ok=True)
-        try:
-            trainer.save_checkpoint(path)
-        except OSError as error:  # of process 0, which writes; the others wait for it
-            failure = error
-            trainer.strategy.barrier("Trainer.save_checkpoint")
-        if trainer.is_global_zero and failure is None:
-            failure = storage.failure_of([lambda: self._commit(trainer, path, step, best)])
-        failed = trainer.strategy.broadcast(failure is not None)
-        if not failed and self.also:
-            failure = storage.failure_of(self.also)
+        with self.saving:
+            step = trainer.global_step
+            self._stage = stage
+            self._number += 1
+            path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
+            failure: OSError | None = None
+            if trainer.is_global_zero:
+                storage.manifest_of(path).unlink(missing_ok=True)
+            try:
+                trainer.save_checkpoint(path)
+            except OSError as error:  # of process 0, which writes; the others wait for it
+                failure = error
+                trainer.strategy.barrier("Trainer.save_checkpoint")
+            if trainer.is_global_zero and failure is None:
+                failure = storage.failure_of([lambda: self._commit(trainer, path, step, best)])
             failed = trainer.strategy.broadcast(failure is not None)
-        self._saved_step, self._saved_at = step, time.monotonic()
-        self.seconds += self._saved_at - began
+            if not failed and self.also:
+                failure = storage.failure_of(self.also)
+                failed = trainer.strategy.broadcast(failure is not None)
+            self._saved_step, self._saved_at = step, time.monotonic()
         if failed:
             self._missed(path, failure)
         else:

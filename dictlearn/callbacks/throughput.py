@@ -1,4 +1,4 @@
-"""How fast training is and where its time goes, validation not counted."""
+"""How fast training is and where its time goes, with saving and without validation."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
+from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.stopwatch import Stopwatch, await_gpu
 from dictlearn.callbacks.utilisation import model_flops, multiplication_ceiling
 from dictlearn.ensemble import learners
 from dictlearn.mesh import mesh_of
@@ -21,12 +23,16 @@ class Throughput(pl.Callback):
     """Measures training speed between logged steps and over the whole run.
 
     ``train/vectors_per_second`` and ``train/tokens_per_second`` count all processes; the time of
-    validation is left out, that of extraction is in. Shares of the time of this process are
+    validation and of saving is left out, that of extraction is in. Shares of the time of this
+    process, that of saving included, are
 
     - ``time/extraction``: the transformer at work, or a cache being read; in the background too;
     - ``time/waiting``: training waits for vectors. Without a background thread that is all of the
       extraction; what is less than the extraction went on beside training;
-    - ``time/inference``: codes are inferred; ``time/update``: the rest of the step.
+    - ``time/inference``: codes are inferred; ``time/update``: the rest of the step;
+    - ``time/saving``: checkpoints and artefacts are written, those around a validation too.
+
+    Waiting, inference, update and saving together are 1.
 
     ``memory/peak_mib`` is the largest memory so far: of CUDA where there is one, else resident. On
     CUDA ``train/flop_utilisation`` is the share of the measured ceiling of this GPU
@@ -42,7 +48,8 @@ class Throughput(pl.Callback):
         self._earlier = 0.0
         self.seconds = 0.0
         self._since: float | None = None
-        self._window_seconds = 0.0
+        self._saving: list[Stopwatch] = []
+        self._window_seconds = self._window_saved = 0.0
         self._window_vectors = 0
         self.vectors = 0
         self._phases = dict.fromkeys(PHASES, 0.0)
@@ -50,13 +57,21 @@ class Throughput(pl.Callback):
         self._ceiling = 0.0
         self._awaited: torch.device | None = None
 
+    def _saved(self) -> float:
+        return sum(stopwatch.seconds for stopwatch in self._saving)
+
+    def _now(self) -> float:
+        """Return the time by a clock that stands still while the run is saved."""
+        return time.perf_counter() - self._saved()
+
     def _pause(self) -> None:
         if self._since is not None:
-            self.seconds += time.perf_counter() - self._since
+            await_gpu()
+            self.seconds += self._now() - self._since
             self._since = None
 
     def _run(self) -> None:
-        self._since = time.perf_counter()
+        self._since = self._now()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
@@ -66,8 +81,11 @@ class Throughput(pl.Callback):
             learner.inference.register_forward_pre_hook(self._inference_begins)
             learner.inference.register_forward_hook(self._inference_ends)
         self._extracted = _extraction_seconds(trainer)
+        savers = trainer.checkpoint_callbacks
+        self._saving = [entry.saving for entry in savers if isinstance(entry, RunCheckpoints)]
+        self._window_saved = self._saved()
         self._run()
-        self._mark = time.perf_counter()
+        self._mark = self._now()
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -90,7 +108,7 @@ class Throughput(pl.Callback):
         """Return the seconds since the last call, with the device awaited where it is sampled."""
         if self._awaited is not None:
             torch.cuda.synchronize(self._awaited)
-        before, self._mark = self._mark, time.perf_counter()
+        before, self._mark = self._mark, self._now()
         return self._mark - before
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -101,7 +119,7 @@ class Throughput(pl.Callback):
         """Go on."""
         if trainer.state.fn == "fit":
             self._run()
-            self._mark = time.perf_counter()
+            self._mark = self._now()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop the clock."""
@@ -123,6 +141,9 @@ class Throughput(pl.Callback):
             self._pause()
             self._run()
             pl_module.log_dict(self._window(trainer, pl_module), rank_zero_only=True)
+        if pl_module.device.type == "cuda" and (batch_idx + 2) % every == 0:
+            await_gpu()  # so that what is left to do is none of the step that is sampled next
+            self._mark, self._phases = self._now(), dict.fromkeys(PHASES, 0.0)
 
     def _window(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, float]:
         """Return the figures since the last call, and begin anew."""
@@ -130,14 +151,18 @@ class Throughput(pl.Callback):
         vectors = self.vectors - self._window_vectors
         self._window_vectors, self._window_seconds = self.vectors, self.seconds
         extracted, self._extracted = self._extracted, _extraction_seconds(trainer)
+        saved, self._window_saved = self._window_saved, self._saved()
+        saving = self._window_saved - saved
+        whole = seconds + saving
         # On CUDA phases are those of one step; each is given as a share of all of them.
-        whole = max(sum(self._phases.values()), 1e-9)
-        figures = {f"time/{name}": spent / whole for name, spent in self._phases.items()}
+        share = seconds / whole / max(sum(self._phases.values()), 1e-9)
+        figures = {f"time/{name}": spent * share for name, spent in self._phases.items()}
         self._phases = dict.fromkeys(PHASES, 0.0)
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         n_layers = len(getattr(data, "layers", (0,)))
         figures |= {
-            "time/extraction": (self._extracted - extracted) / seconds,
+            "time/saving": saving / whole,
+            "time/extraction": (self._extracted - extracted) / whole,
             "train/vectors_per_second": vectors / seconds,
             "train/tokens_per_second": vectors / n_layers / seconds,
             "memory/peak_mib": peak_memory(pl_module.device) / 2**20,
@@ -163,7 +188,7 @@ class Throughput(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was counted so far."""
-        running = 0.0 if self._since is None else time.perf_counter() - self._since
+        running = 0.0 if self._since is None else self._now() - self._since
         return {
             "seconds": self.seconds + running,
             "vectors": self.vectors,

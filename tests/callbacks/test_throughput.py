@@ -1,4 +1,4 @@
-"""Vectors per second count training, and not validation."""
+"""Vectors per second count training, and neither validation nor saving."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
+from dictlearn.callbacks import checkpoints
+from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.random_state import random_states
 from dictlearn.callbacks.throughput import PHASES, Throughput
 from dictlearn.hidden_states.extraction import Extractor
 from tests.small_run import BATCH, small_data, small_learner, small_trainer
 
 PAUSE = 0.08  # seconds of a held-out batch
 STEP = 0.06  # and of a training step, at least
+SAVE = 0.5  # and of a checkpoint, at least
 
 
 class Dawdler(pl.Callback):
@@ -152,12 +156,64 @@ def test_shares_tell_where_the_time_goes(
     )
     last = figures.found[-1]
     assert sum(last[f"time/{phase}"] for phase in PHASES) == pytest.approx(1.0)
+    assert last["time/saving"] == 0
     assert all(last[f"time/{phase}"] > 0 for phase in PHASES)
     assert last["time/extraction"] > 0.2
     overlap = last["time/extraction"] - last["time/waiting"]
     assert overlap > 0.1 if prefetch else overlap < 0.3
     assert last["train/tokens_per_second"] == pytest.approx(last["train/vectors_per_second"] / 2)
     assert 100 < last["memory/peak_mib"] < 100_000
+
+
+AFTER_VALIDATION = {"val_check_interval": 4, "limit_val_batches": 1}
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "validation", "windows", "saves"),
+    [
+        pytest.param(3, {}, [1, 3], [0, 1, 0, 1], id="by steps"),
+        pytest.param(None, AFTER_VALIDATION, [2, 2], [0, 0, 2, 0], id="around a validation"),
+    ],
+)
+def test_saving_takes_from_no_other_share_and_no_speed(
+    every_steps: int | None,
+    validation: dict[str, Any],
+    windows: list[int],
+    saves: list[int],
+    minilm_folder: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def slow(world: int) -> Any:
+        time.sleep(SAVE)
+        return random_states(world)
+
+    monkeypatch.setattr(checkpoints, "random_states", slow)
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=8)
+    throughput, figures, said = Throughput(), Figures(), []
+    saver = RunCheckpoints(tmp_path, every_steps, every_minutes=None, monitor=None)
+    saver.also.append(lambda: said.append(throughput.state_dict()["seconds"]))
+    callbacks, often = [saver, throughput, figures], {"log_every_n_steps": 2, **validation}
+    small_trainer(tmp_path, callbacks, enable_checkpointing=True, **often).fit(
+        small_learner(data), datamodule=data
+    )
+    logged = figures.found[1::2]
+    trained = [2 * BATCH / found["train/vectors_per_second"] for found in logged]
+    assert max(trained[1:]) < SAVE  # the first step of a process is slow
+    saved = []
+    for found, seconds in zip(logged, trained, strict=True):
+        shares = [found[f"time/{name}"] for name in (*PHASES, "saving")]
+        assert sum(shares) == pytest.approx(1.0)
+        assert min(shares[:-1]) > 0
+        saved.append(shares[-1] / (1 - shares[-1]) * seconds)
+    assert [seconds > 0 for seconds in saved] == [n > 0 for n in saves]
+    assert all(n * SAVE <= seconds * 1.001 for n, seconds in zip(saves, saved, strict=True))
+    assert sum(saved) <= saver.saving.seconds * 1.001
+    until = [sum(trained[:window]) for window in range(5)]
+    for window, seconds in zip(windows, said, strict=False):  # so it is saved, too
+        assert until[window] * 0.999 <= seconds <= until[window + 1] * 1.001
+    assert throughput.seconds == pytest.approx(until[4], abs=SAVE / 2)
 
 
 def resident() -> int:
