@@ -80,6 +80,7 @@ class FactorGallery(pl.Callback):
             window=whole_number(name + "window", window, 0),
         )
         self._off = False
+        self._group: Any = None
         self._start()
 
     def _start(self) -> None:
@@ -96,6 +97,9 @@ class FactorGallery(pl.Callback):
         """
         data = getattr(trainer, "datamodule", None)
         self._off = not getattr(data, "shows_text", True)
+        if self._group is None and processes.world_size() > 1:
+            # By way of the CPU: NCCL would have the codes of all processes in the memory of a GPU.
+            self._group = torch.distributed.new_group(backend="gloo")
         if self._off and stage == "fit" and trainer.is_global_zero:
             log.info("The vectors come without a text: there is no %s.", self.path.name)
         if not (hasattr(data, "context") and hasattr(data, "decode_tokens")):
@@ -144,7 +148,7 @@ class FactorGallery(pl.Callback):
         if trainer.sanity_checking or self._off:
             return
         mine = Observed.join(self._parts)
-        parts, skipped, n_atoms = _gather(mine, self._n_skipped, self._n_atoms)
+        parts, skipped, n_atoms = _gather(mine, self._n_skipped, self._n_atoms, self._group)
         self._start()
         if not trainer.is_global_zero or n_atoms == 0:
             return
@@ -226,13 +230,15 @@ def observe(codes: Codes, batch: Any) -> Observed:
     )
 
 
-def _gather(seen: Observed, skipped: int, n_atoms: int) -> tuple[list[Observed], int, int]:
+def _gather(
+    seen: Observed, skipped: int, n_atoms: int, group: Any
+) -> tuple[list[Observed], int, int]:
     """Return the parts of all processes on process 0, in the order of the ranks."""
     world = processes.world_size()
     if world == 1:
         return [seen], skipped, n_atoms
     everyone: list[Any] | None = [None] * world if processes.rank() == 0 else None
-    torch.distributed.gather_object((seen, skipped, n_atoms), everyone, dst=0)
+    torch.distributed.gather_object((seen, skipped, n_atoms), everyone, dst=0, group=group)
     if everyone is None:
         return [], skipped, n_atoms
     return (

@@ -31,8 +31,19 @@ def model_flops(width: int, blocks: int, n_atoms: int, tokens: float, vectors: f
 
 
 def multiplication_ceiling(device: torch.device) -> float:
-    """Return the floating-point operations a second of a large bfloat16 product, measured here."""
-    a = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=device)
+    """Return the floating-point operations a second of a large bfloat16 product, measured here.
+
+    0 where the device has no memory left for it.
+    """
+    try:
+        return _measured(device)
+    except torch.OutOfMemoryError:
+        return 0.0
+
+
+def _measured(device: torch.device) -> float:
+    draws = torch.Generator(device)  # not the run's own, whose draws are to be its own
+    a = torch.randn(SIDE, SIDE, dtype=torch.bfloat16, device=device, generator=draws)
     (a @ a).sum()  # the first product also chooses the kernel
     torch.cuda.synchronize(device)
     began = time.perf_counter()
