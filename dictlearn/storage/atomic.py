@@ -6,12 +6,37 @@ the new one, never half of either.
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+# Where the process is, which names of before did not say, and its number.
+_TEMPORARY = re.compile(r"\..+\.(?:([0-9a-f]{12})-)?(\d+)\.tmp", re.ASCII | re.DOTALL)
+_ABANDONED = 24 * 60 * 60  # seconds without a write, after which nobody writes any more
+
+
+def temporary_of(path: Path) -> Path:
+    """Return the name beside `path` under which this process, and no other anywhere, writes it."""
+    return path.with_name(f".{path.name}.{_place()}-{os.getpid()}.tmp")
+
+
+def _place() -> str:
+    """Return 12 digits for where the number of a process means that process.
+
+    That is a machine since it was started, and a PID namespace: machines and containers that share
+    a disk cannot see each other's processes, and give the same numbers to different ones.
+    """
+    known = [os.uname().nodename]
+    with suppress(OSError):  # where there is no /proc, the name of the machine is all
+        known.append(str(Path("/proc/self/ns/pid").readlink()))
+        known.append(Path("/proc/sys/kernel/random/boot_id").read_text())
+    return hashlib.blake2b("\n".join(known).encode(errors="replace"), digest_size=6).hexdigest()
 
 
 def _sync(path: Path) -> None:
@@ -27,7 +52,7 @@ def _sync(path: Path) -> None:
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Yield a binary file that takes the name `path` only when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         with temporary.open("wb") as file:
             yield file
@@ -47,14 +72,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sweep(folder: Path) -> None:
-    """Delete the temporary files of processes of this machine that are no more."""
+    """Delete the temporary files that nobody writes any more.
+
+    They are those of ended processes of this machine and PID namespace. Whether a process elsewhere
+    has ended cannot be known: its files, and those with names of before, go a day after the last
+    write to them.
+    """
     for path in folder.glob(".*.tmp"):
-        process = path.name.rsplit(".", 2)[1]
-        if process.isdigit() and not _runs(int(process)):
+        with suppress(FileNotFoundError):  # it has its name by now, or another process swept it
+            if not _is_left(path):
+                continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
-                path.unlink(missing_ok=True)
+                path.unlink()
+
+
+def _is_left(path: Path) -> bool:
+    found = _TEMPORARY.fullmatch(path.name)
+    if found is None:
+        return False
+    if found[1] == _place():
+        return not _runs(int(found[2]))
+    written = max(part.stat().st_mtime for part in (path, *path.glob("*")))
+    return time.time() - written > _ABANDONED
 
 
 def _runs(process: int) -> bool:
@@ -77,7 +118,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     folders whose name says their content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import xxhash
 
-from dictlearn.storage.atomic import sweep, write_text
+from dictlearn.storage.atomic import sweep, temporary_of, write_text
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def not_written(path: Path, failure: OSError) -> str:
 def also_known_as(entry: Committed, name: str) -> Path:
     """Give a checkpoint a second name without a second copy, where the file system can."""
     target = entry.path.with_name(name)
-    temporary = entry.path.with_name(f".{name}.{os.getpid()}.tmp")
+    temporary = temporary_of(target)
     temporary.unlink(missing_ok=True)
     try:
         os.link(entry.path, temporary)

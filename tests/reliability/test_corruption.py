@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dictlearn.resuming import checkpoint_to_go_on_from
+from dictlearn.storage.atomic import temporary_of
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.committed import LAST, newest_whole, tidy
 from tests.reliability.test_crash_points import save
@@ -94,15 +95,16 @@ def test_what_a_killed_process_left_is_cleared_away(run: Path, tmp_path: Path) -
     """A1 left-overs of killed processes: swept at the next start, nothing else is touched."""
     folder = tmp_path / "checkpoints"
     shutil.copytree(run / "checkpoints", folder)
+    before = sorted(os.listdir(folder))
     dead = os.fork()
     if dead == 0:
+        temporary_of(folder / "step=00000003.ckpt").write_bytes(b"half")
         os._exit(0)
     os.waitpid(dead, 0)
-    before = sorted(os.listdir(folder))
-    for name in (f".step=00000003.ckpt.{dead}.tmp", "step=00000003.ckpt"):
-        (folder / name).write_bytes(b"half")
-    alive = folder / f".step=00000004.ckpt.{os.getpid()}.tmp"
+    (folder / "step=00000003.ckpt").write_bytes(b"half")
+    alive = temporary_of(folder / "step=00000004.ckpt")
     alive.write_bytes(b"being written")
+    assert len(os.listdir(folder)) == len(before) + 3
     tidy(folder)
     assert sorted(os.listdir(folder)) == sorted([*before, alive.name])
 

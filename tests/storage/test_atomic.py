@@ -2,12 +2,14 @@
 
 import errno
 import os
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from dictlearn.storage.atomic import atomic_file, atomic_folder, write_text
+from dictlearn.storage.atomic import atomic_file, atomic_folder, sweep, temporary_of, write_text
 
 
 def test_an_error_while_writing_leaves_the_old_file(tmp_path: Path) -> None:
@@ -118,3 +120,86 @@ def test_a_call_that_fails_leaves_the_old_file(
         write_text(tmp_path / "file.txt", "new")
     assert (tmp_path / "file.txt").read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
+
+
+def of_another_machine(path: Path) -> Path:
+    """The temporary name of a process of the same number on a machine of another name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "uname", lambda: SimpleNamespace(nodename="another"))
+        return temporary_of(path)
+
+
+def of_a_dead_process(path: Path) -> Path:
+    """The temporary name of a process of this machine that has ended, and something there."""
+    dead = os.fork()
+    if dead == 0:
+        temporary_of(path).write_text("half")
+        os._exit(0)
+    os.waitpid(dead, 0)
+    (found,) = path.parent.glob(f".{path.name}.*")
+    return found
+
+
+def age(path: Path, hours: float) -> None:
+    then = time.time() - 3600 * hours
+    for part in (*path.glob("*"), path):
+        os.utime(part, (then, then))
+
+
+def test_no_two_processes_write_to_one_temporary_name(tmp_path: Path) -> None:
+    """A6 processes of the same number on two machines write the same file: each to a temporary file
+    of its own.
+    """
+    target = tmp_path / "file.txt"
+    assert temporary_of(target) == temporary_of(target)
+    names = {temporary_of(target), of_another_machine(target), of_a_dead_process(target)}
+    assert len(names) == 3
+    assert {name.parent for name in names} == {tmp_path}
+
+
+def test_what_a_dead_process_of_this_machine_left_goes_at_once(tmp_path: Path) -> None:
+    mine = temporary_of(tmp_path / "file.txt")
+    mine.write_text("being written")
+    age(mine, 1000)  # a stopped process may go on
+    of_a_dead_process(tmp_path / "other.txt")
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == [mine.name]
+
+
+@pytest.mark.parametrize("kind", ["another machine", "a name of before"])
+def test_what_cannot_be_known_to_have_ended_is_cleared_away_after_a_day(
+    kind: str, tmp_path: Path
+) -> None:
+    """A1 left-overs of a process that was killed on another machine: swept a day after the last
+    write, and not before.
+    """
+    left = []
+    for name in ("file.txt", "store"):
+        before = tmp_path / f".{name}.4194305.tmp"  # no process has so high a number
+        left.append(before if kind != "another machine" else of_another_machine(tmp_path / name))
+    file, folder = left
+    file.write_text("half")
+    folder.mkdir()
+    (folder / "tokens.npy").write_text("half")
+    for hours in (0, 23):
+        for path in left:
+            age(path, hours)
+        sweep(tmp_path)
+        assert sorted(tmp_path.iterdir()) == left
+    for path in left:
+        age(path, 25)
+    age(folder / "tokens.npy", 1)  # writing to a file is no change of its folder
+    sweep(tmp_path)
+    assert [*tmp_path.iterdir()] == [folder]
+    age(folder, 25)
+    sweep(tmp_path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_of_other_programs_stay(tmp_path: Path) -> None:
+    for name in (".file.tmp", ".file.draft.tmp", ".file.12-34.tmp", "file.12.tmp", ".12.tmp"):
+        (tmp_path / name).write_text("not ours")
+        age(tmp_path / name, 1000)
+    before = sorted(os.listdir(tmp_path))
+    sweep(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == before

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from dictlearn.hidden_states import CachedDataModule, CachedOptions, HiddenStateDataModule
 from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.cache.building import build
-from dictlearn.hidden_states.cache.manifest import Manifest
+from dictlearn.hidden_states.cache.manifest import Manifest, digest_of
 from dictlearn.hidden_states.options import Recipe, StreamOptions
 from dictlearn.transformer import FrozenTransformer
 from tests.hidden_states.conftest import SMALL, Written
 
 SHARD = 500  # vectors
+TEXT = Written(40, validation_fraction=0.2)  # of `whole`
 MakeCache = Callable[..., Manifest]
 
 
@@ -52,6 +53,21 @@ def cache_folder(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("caches") / "float32"
     make_cache(folder)
     return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Digests of all files, hidden ones too."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): digest_of(path) for path in files}
+
+
+@pytest.fixture(scope="session")
+def whole(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What one process that is never stopped makes."""
+    folder = tmp_path_factory.mktemp("whole") / "cache"
+    made = make_cache(folder, TEXT, shard_vectors=200)
+    assert len(made.train) > 6
+    return content(folder)
 
 
 def cached(path: Path, max_vectors: int = 320, seed: int = 0, **options: Any) -> CachedDataModule:

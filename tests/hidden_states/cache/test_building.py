@@ -1,16 +1,10 @@
-"""A cache is made once, whoever is stopped, and by however many processes."""
+"""A cache is made once, and is there whole or goes on."""
 
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,79 +12,9 @@ import pytest
 
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.cache import building
-from dictlearn.hidden_states.cache.manifest import digest_of
 from dictlearn.hidden_states.cache.shards import write_shard
-from dictlearn.hidden_states.extraction import Extractor
-from tests.hidden_states.cache.conftest import MakeCache, cached, everything
+from tests.hidden_states.cache.conftest import TEXT, MakeCache, cached, content, everything
 from tests.hidden_states.conftest import Written
-
-TEXT = Written(40, validation_fraction=0.2)
-
-
-def content(folder: Path) -> dict[str, str]:
-    """Digests of all files, hidden ones too."""
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): digest_of(path) for path in files}
-
-
-@pytest.fixture(scope="module")
-def whole(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What one process that is never stopped makes."""
-    folder = tmp_path_factory.mktemp("whole") / "cache"
-    made = make_cache(folder, TEXT, shard_vectors=200)
-    assert len(made.train) > 6
-    return content(folder)
-
-
-@contextmanager
-def processes(*works: Callable[[], object]) -> Iterator[list[ForkProcess]]:
-    """Run functions in processes of their own; none is left at the end."""
-    started = [multiprocessing.get_context("fork").Process(target=work) for work in works]
-    for process in started:
-        process.start()
-    try:
-        yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.join()
-
-
-def slowly(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every forward pass take so long, at least."""
-
-    def extract(self: Extractor, numbers: Any) -> Any:
-        time.sleep(seconds)
-        return original(self, numbers)
-
-    original = Extractor.extract
-    monkeypatch.setattr(Extractor, "extract", extract)
-
-
-def test_killed_again_and_again_it_ends_as_if_never_stopped(
-    make_cache: MakeCache,
-    whole: dict[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    slowly(0.01, monkeypatch)
-    folder, kills = tmp_path / "cache", 0
-    for trial in range(15):
-        with processes(lambda: make_cache(folder, TEXT, shard_vectors=200)) as (process,):
-            process.join(0.05 + 0.037 * trial % 0.6)
-            if process.exitcode == 0:
-                break
-            assert process.exitcode is None
-            assert process.pid is not None
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        if not (folder / "manifest.json").exists():
-            with pytest.raises(InputError, match=r"not a finished cache|is not there|neither"):
-                cached(folder)
-    monkeypatch.undo()
-    make_cache(folder, TEXT, shard_vectors=200)
-    assert kills >= 3
-    assert content(folder) == whole
 
 
 def test_finished_shards_are_kept(
@@ -116,58 +40,6 @@ def test_finished_shards_are_kept(
     assert content(tmp_path / "cache") == whole
     for name, before in times.items():
         assert (tmp_path / "cache" / name).stat().st_mtime_ns == before
-
-
-def test_several_processes_share_the_work_and_make_the_same_bytes(
-    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def work(number: int) -> Callable[[], None]:
-        def made_by(*given: Any) -> Any:
-            with (tmp_path / f"made by {number}").open("a") as file:
-                file.write(f"{given[0].name}\n")
-            return original(*given)
-
-        def run() -> None:
-            monkeypatch.setattr(building, "write_shard", made_by)  # in this process alone
-            make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
-
-        return run
-
-    slowly(0.02, monkeypatch)
-    original = write_shard
-    with processes(*(work(number) for number in range(3))) as started:
-        for process in started:
-            process.join(60)
-            assert process.exitcode == 0
-    assert content(tmp_path / "cache") == whole
-    made = [(tmp_path / f"made by {number}").read_text().split() for number in range(3)]
-    assert all(len(names) >= 2 for names in made)
-    names = [name for part in made for name in part]
-    assert len(names) == len(set(names)) == sum(".safetensors" in name for name in whole) - 1
-
-
-def test_the_shard_of_a_process_that_dies_is_made_by_another(
-    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def hang(*given: Any) -> Any:
-        (tmp_path / "hanging").touch()
-        time.sleep(600)
-
-    def stuck() -> None:
-        monkeypatch.setattr(building, "write_shard", hang)
-        make_cache(tmp_path / "cache", TEXT, shard_vectors=200)
-
-    with processes(stuck) as (victim,):
-        while not (tmp_path / "hanging").exists():
-            assert victim.exitcode is None
-            time.sleep(0.01)
-        with processes(lambda: make_cache(tmp_path / "cache", TEXT, shard_vectors=200)) as (other,):
-            other.join(1.5)
-            assert other.exitcode is None  # it waits for the one that is stuck
-            victim.kill()
-            other.join(60)
-            assert other.exitcode == 0
-    assert content(tmp_path / "cache") == whole
 
 
 @pytest.mark.parametrize(
