@@ -121,6 +121,7 @@ class Usage(NamedTuple):
 def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(
     make_cache: MakeCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A3 the disk is too small for a cache: told with both sizes before a vector is written."""
     monkeypatch.setattr(shutil, "disk_usage", lambda path: Usage(10**9, 10**9, 4096))
     with pytest.raises(InputError, match=r"needs .* MiB and its disk has 4 KiB free"):
         make_cache(tmp_path / "cache", TEXT)
@@ -130,6 +131,8 @@ def test_a_disk_that_cannot_hold_it_is_refused_before_anything_is_written(
 def test_a_disk_that_is_full_all_the_same_leaves_what_is_finished(
     make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A3 a full disk while a cache is made: what is finished stays, the same command goes on."""
+
     def write(path: Path, *given: Any) -> Any:
         if path.name == "train-00003.safetensors":
             raise OSError(28, "No space left on device")

@@ -77,6 +77,7 @@ def mutations(draw: random.Random, data: bytearray) -> tuple[str, bytes]:
 
 
 def test_every_random_change_of_every_file_is_found(pristine: Path) -> None:
+    """A5 any file of a cache is damaged at random: found before the training, and named."""
     draw = random.Random(0)
     read_all(pristine)
     files = files_of(pristine)
@@ -93,6 +94,7 @@ def test_every_random_change_of_every_file_is_found(pristine: Path) -> None:
 
 
 def test_a_missing_file_is_named(pristine: Path) -> None:
+    """A5 a file of a cache is missing: one sentence that names it."""
     for path in files_of(pristine):
         with changed(path):
             path.unlink()
@@ -104,6 +106,7 @@ def test_a_missing_file_is_named(pristine: Path) -> None:
 def test_swapped_and_stale_shards_are_found(
     pristine: Path, make_cache: MakeCache, tmp_path: Path
 ) -> None:
+    """A5 shards of a cache are swapped, or of another one: found before a vector is trained on."""
     shards = sorted(pristine.glob("*-*.safetensors"))
     for one, other in itertools.pairwise(shards):
         with changed(one) as a, changed(other) as b:
@@ -122,6 +125,7 @@ def test_swapped_and_stale_shards_are_found(
 
 
 def test_a_shard_of_wrong_content_is_named_with_both_digests(pristine: Path) -> None:
+    """A5 a bit of a shard flips: told with its name, the digest it has and that it should have."""
     path = pristine / "train-00001.safetensors"
     with changed(path) as data:
         data[-1] ^= 1
@@ -137,6 +141,7 @@ def test_a_shard_of_wrong_content_is_named_with_both_digests(pristine: Path) -> 
 def test_files_that_are_extra_are_told_and_not_read(
     pristine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A5 a cache holds a shard that is not part of it: told, and not read."""
     extra = pristine / "train-99999.safetensors"
     n_rows = read_all(pristine)
     shutil.copyfile(pristine / "train-00000.safetensors", extra)
@@ -153,6 +158,7 @@ def test_files_that_are_extra_are_told_and_not_read(
 def test_damaged_shards_are_left_out_where_that_is_wanted(
     how: str, pristine: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A5 damaged, truncated or missing shards, on_damage=skip: left out, all other vectors stay."""
     whole = cached(pristine)
     rows, blocks = everything(whole), whole.source.held_out
     n_blocks = len(blocks)
@@ -215,6 +221,7 @@ def test_without_verification_only_sizes_are_checked(pristine: Path) -> None:
 def test_a_finished_cache_repairs_itself(
     make_cache: MakeCache, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A5 files of a cache are damaged or gone when it is made again: only they are, bit by bit."""
     text = Written(12, validation_fraction=0.3)
     make_cache(tmp_path / "cache", text, shard_vectors=120)
     before = {path: path.read_bytes() for path in files_of(tmp_path / "cache")}
@@ -252,6 +259,7 @@ def sealed(body: dict[str, Any]) -> bytes:
     ],
 )
 def test_a_hostile_manifest_is_an_error_of_ours(key: str, value: object, pristine: Path) -> None:
+    """E3, E6 a forged manifest, paths out of its folder or absurd numbers in it: one sentence."""
     path = pristine / "manifest.json"
     with changed(path) as data:
         body = {**json.loads(data), key: value}
@@ -262,6 +270,7 @@ def test_a_hostile_manifest_is_an_error_of_ours(key: str, value: object, pristin
 
 
 def test_a_manifest_of_a_newer_version_or_of_any_size_is_refused(pristine: Path) -> None:
+    """E6, E9 a manifest of a cache of a newer version, or a gigantic one: one sentence."""
     path = pristine / "manifest.json"
     with changed(path) as data:
         body = {**json.loads(data), "format": 2}

@@ -62,6 +62,9 @@ def test_killed_again_and_again_it_ends_as_if_never_stopped(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """A1 kill -9 at many moments while a cache is made: what is not finished is refused, and the
+    same command ends with the bytes of one that was never stopped.
+    """
     slowly(0.01, monkeypatch)
     folder, kills = tmp_path / "cache", 0
     for trial in range(15):
@@ -85,6 +88,10 @@ def test_killed_again_and_again_it_ends_as_if_never_stopped(
 def test_several_processes_share_the_work_and_make_the_same_bytes(
     make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A6 three processes make one cache at once: each shard is made by one of them, and the bytes
+    are those that one process makes.
+    """
+
     def work(number: int) -> Callable[[], None]:
         def made_by(*given: Any) -> Any:
             with (tmp_path / f"made by {number}").open("a") as file:
@@ -113,6 +120,10 @@ def test_several_processes_share_the_work_and_make_the_same_bytes(
 def test_the_shard_of_a_process_that_dies_is_made_by_another(
     make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A6 one of two processes that make a cache is killed in a shard: the other waits for it, then
+    makes that shard too.
+    """
+
     def hang(*given: Any) -> Any:
         (tmp_path / "hanging").touch()
         time.sleep(600)
