@@ -47,6 +47,16 @@ class Written:
             yield Document(f"written {i}", f"{i}. " + ". ".join(sentences) + ".")
 
 
+class Reversed(Written):
+    """The same documents, the last one first: another text of the same size."""
+
+    def fingerprint(self) -> str:
+        return f"reversed {super().fingerprint()}"
+
+    def documents(self) -> Iterator[Document]:
+        yield from reversed([*super().documents()])
+
+
 class Bench(NamedTuple):
     store: TokenStore
     extractor: Extractor

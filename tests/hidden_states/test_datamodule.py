@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dictlearn.errors import InputError
 from dictlearn.hidden_states.batch import HiddenStates
-from tests.hidden_states.conftest import MakeModule, Written
+from tests.hidden_states.conftest import MakeModule, Reversed, Written
 
 
 def test_held_out_documents_are_never_trained_on(make_module: MakeModule) -> None:
@@ -185,3 +185,15 @@ def test_a_stopped_and_resumed_training_sees_every_batch_once(
     for a, b in zip(straight.seen, pieces, strict=True):
         assert all(torch.equal(left, right) for left, right in zip(a, b, strict=True))
     assert not [t for t in threading.enumerate() if t.name.startswith("hidden_states")]
+
+
+def test_a_run_that_goes_on_with_another_text_of_the_same_size_is_refused(
+    make_module: MakeModule,
+) -> None:
+    one, same, other = make_module(Written(20)), make_module(Written(20)), make_module(Reversed(20))
+    for module in (one, same, other):
+        module.setup()
+    assert one.state_dict()["training_vectors"] == other.state_dict()["training_vectors"]
+    same.load_state_dict(one.state_dict())
+    with pytest.raises(InputError, match="The run began with text="):
+        other.load_state_dict(one.state_dict())

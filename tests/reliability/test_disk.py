@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,7 +16,8 @@ from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.resuming import checkpoint_to_go_on_from
-from dictlearn.storage.committed import committed, newest_whole
+from dictlearn.storage import committed as committed_files
+from dictlearn.storage.committed import Committed, committed, newest_whole
 from tests.integration.test_mistakes import FAST
 from tests.resume.processes import launched
 from tests.small_run import small_data, small_learner, small_trainer
@@ -81,6 +83,28 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     assert not list(saver.folder.glob(".*"))
     ballast.unlink()
     assert checkpoint_to_go_on_from(small_disk, True) is not None
+
+
+def test_failures_are_counted_in_a_row(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A3 two checkpoints of three cannot be written, the third can: the run goes on."""
+    commit, tried = committed_files.commit, []
+
+    def write(*given: Any) -> Committed:
+        tried.append(given[1])
+        if len(tried) % 3:
+            raise OSError(28, "No space left on device")
+        return commit(*given)
+
+    monkeypatch.setattr(committed_files, "commit", write)
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=12)
+    saver = RunCheckpoints(tmp_path, every_steps=1, every_minutes=None, monitor=None)
+    trainer = small_trainer(tmp_path, [saver], enable_checkpointing=True)
+    trainer.fit(small_learner(data), datamodule=data)
+    assert trainer.global_step == 12
+    assert len(tried) > 2 * saver.max_failures
+    assert committed_files.committed(saver.folder)[0].step == max(tried[2::3])
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(

@@ -7,7 +7,9 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 
+import dictlearn
 from dictlearn.storage.committed import committed
 from dictlearn.storage.saved import load
 from tests.resume.interrupted import equal, final_state, history
@@ -37,6 +39,9 @@ def test_a_stopped_run_goes_on_by_the_words_it_ends_with(
     assert "Traceback" not in run.said()
     newest = committed(tmp_path / "stopped" / "checkpoints")[0]
     assert 0 < newest.step < 59
+    atoms = dictlearn.load(tmp_path / "stopped").dictionary.atoms  # written at every checkpoint
+    saved = torch.load(newest.path, weights_only=True)["state_dict"]["dictionary.atoms"]
+    assert torch.equal(atoms, saved)
     with launched(tmp_path, line.partition("python train.py ")[2].split()) as run:
         assert run.end(300) == 0, run.said()
         assert f"Going on from step {newest.step}" in run.said()

@@ -15,7 +15,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import CachedDataModule
 from dictlearn.hidden_states.batch import HiddenStates
-from tests.hidden_states.cache.conftest import cached, everything, same_rows
+from tests.hidden_states.cache.conftest import MakeCache, cached, everything, same_rows
+from tests.hidden_states.conftest import Reversed
 from tests.hidden_states.test_datamodule import Watch, trainer
 
 
@@ -150,6 +151,16 @@ def test_a_run_that_goes_on_with_other_vectors_is_refused(cache_folder: Path) ->
     for options in ({"seed": 1}, {"layers": [0]}, {"batch_size": 16}):
         with pytest.raises(InputError, match="The run began with"):
             cached(cache_folder, **options).load_state_dict(state)
+
+
+def test_a_run_that_goes_on_with_another_cache_of_the_same_size_is_refused(
+    cache_folder: Path, make_cache: MakeCache, tmp_path: Path
+) -> None:
+    make_cache(tmp_path / "other", Reversed(30, validation_fraction=0.3))
+    one, other = cached(cache_folder), cached(tmp_path / "other")
+    assert one.source.n_rows == other.source.n_rows
+    with pytest.raises(InputError, match="The run began with cache="):
+        other.load_state_dict(one.state_dict())
 
 
 def test_rows_come_in_the_order_in_which_they_are_asked_for(cache_folder: Path) -> None:
