@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from dictlearn.errors import InputError
-from dictlearn.storage.atomic import atomic_folder
+from dictlearn.storage.atomic import atomic_folder, sweep
 from dictlearn.text.begun import Begun, Index
 from dictlearn.text.documents import Document, Resumable, TextSource, Unfinished, digest
 from dictlearn.text.packing import Blocks, pack
@@ -71,6 +71,7 @@ def tokenize(
     if path.is_dir():
         logger.debug("tokens of %s: reading %s", source.name, path)
         return open_store(path)
+    sweep(path.parent)
     try:
         with atomic_folder(path) as folder, reporting(progress, source.name) as report:
             _write(folder, source, tokenizer, report, rules, Begun(path.with_name(f"{key}.begun")))

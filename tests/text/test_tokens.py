@@ -17,6 +17,7 @@ from dictlearn.text import tokenize
 from dictlearn.text.store import open_store
 from dictlearn.text.tokens import token_ids, tokenizer_fingerprint
 from tests.reliability.hostile import Hostile
+from tests.storage.test_atomic import of_a_dead_process
 from tests.text.conftest import Given, sentences
 
 DIRTY = (
@@ -201,6 +202,16 @@ def _build(tokenizer: Any, source: Given, directory: Path, start: Any, results: 
     start.wait()
     store = tokenize(source, tokenizer, directory, progress=False)
     results.put((str(store.path), int(store.tokens.sum()), len(store.tokens)))
+
+
+def test_what_a_killed_process_left_half_made_is_cleared_away(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    """A1 a process is killed while it tokenises: what it left goes when the next text is."""
+    left = of_a_dead_process(tmp_path / "key")
+    store = tokenize(Given((sentences(0, 3),)), tokenizer, tmp_path, progress=False)
+    assert not left.exists()
+    assert list(tmp_path.iterdir()) == [store.path]
 
 
 def test_four_processes_build_the_same_store(tokenizer: Any, tmp_path: Path) -> None:
