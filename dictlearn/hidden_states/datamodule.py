@@ -261,7 +261,7 @@ class HiddenStateDataModule(DataModule):
 
     @property
     def left_out_fraction(self) -> float:
-        """Share of the training tokens so far that this process left out."""
+        """Share of the training tokens that this process left out since it began or went on."""
         return self._train.soundness.left_out / max(1, self._train.soundness.checked)
 
     def decode_tokens(self, ids: Iterable[int]) -> list[str]:
