@@ -58,7 +58,7 @@ def _show_variants(
 ) -> None:
     """Print the held-out figures of every dictionary of a run, and where it is."""
     table = Table(title="Held-out text", title_justify="left")
-    table.add_column("variant")
+    table.add_column("variant", overflow="fold")
     for name in ("FVU", "L0", "dead"):
         table.add_column(name, justify="right")
     table.add_column("where", overflow="fold")

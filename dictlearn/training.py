@@ -195,6 +195,9 @@ def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
 def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
+        # Lightning would take the signals over, and end the run at the first one, with exit code 0.
+        signals: Any = trainer._signal_connector
+        signals.register_signal_handlers = lambda: None
         trainer.validate(learner, datamodule=data, verbose=False)
     return learner.held_out_figures
 

@@ -73,6 +73,8 @@ def variant_configs(config: DictConfig) -> dict[str, DictConfig]:
 def _changes(asked: Any) -> Iterator[Change]:
     if isinstance(asked, Mapping):
         columns = [value if isinstance(value, list) else [value] for value in asked.values()]
+        if not all(columns):
+            raise InputError(f"variants={asked} lists no value for a key: write {EXAMPLE}.")
         rows = itertools.product(*columns) if asked else ()
         yield from (dict(zip(map(str, asked), row, strict=True)) for row in rows)
     elif isinstance(asked, list):

@@ -92,6 +92,7 @@ def test_equal_names_get_numbers(tmp_path: Path) -> None:
         ("[{prox:{k:3}}]", r"prox must name an option of the group, not \{'k': 3\}"),
         ("[prox.k]", r"variants\[0\]=prox\.k is no mapping: write variants="),
         ("16", r"variants=16 is neither a mapping nor a list"),
+        ("{prox.k:[]}", r"variants=.* lists no value"),
         ("{prox.k:[16,16]}", r"prox\.k=16 is there twice"),
     ],
 )

@@ -16,6 +16,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from dictlearn.callbacks.agreement import Agreement
 from dictlearn.callbacks.loops import set_between_steps, validates_after
 from dictlearn.callbacks.random_state import random_states, restore_random_state
+from dictlearn.callbacks.same_options import refuse_other_options
 from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.stopwatch import Stopwatch
 from dictlearn.ensemble import learners
@@ -279,7 +280,7 @@ class RunCheckpoints(Checkpoint):
         """Set Lightning's counters right, and drop what the history has beyond the checkpoint.
 
         Raises:
-            InputError: the checkpoint is from a newer version of this library.
+            InputError: the checkpoint is from a newer version of this library, or of other options.
         """
         known = checkpoint.get("run", {})
         if known.get("format") != FORMAT:
@@ -287,6 +288,8 @@ class RunCheckpoints(Checkpoint):
                 f"The checkpoint has format {known.get('format')}, this version reads {FORMAT}: "
                 "update transformer-factors, or go on with the version that wrote it."
             )
+        before = checkpoint.get("hyper_parameters", {}).get("config", {})
+        refuse_other_options(before, pl_module.hparams.get("config", {}))
         step = int(checkpoint["global_step"])
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         n_steps = data.n_steps(data_processes(trainer))

@@ -79,7 +79,7 @@ def sweep(folder: Path) -> None:
     write to them.
     """
     for path in folder.glob(".*.tmp"):
-        with suppress(FileNotFoundError):  # it has its name by now, or another process swept it
+        with suppress(OSError):  # it has its name by now, another process swept it, or may alone
             if not _is_left(path):
                 continue
             if path.is_dir():

@@ -55,24 +55,37 @@ AT_THE_END = """
 import os, signal, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))  # that of train.py
 from dictlearn import cli, training
-conclude = training._leave
+from dictlearn.learner import DictionaryLearner
 
-def struck(*parts):
+def strike():
     os.kill(os.getpid(), signal.SIGTERM)
-    conclude(*parts)
 
-training._leave = struck
-cli.train(sys.argv[2:])
+def leave(*parts, then=training._leave):
+    strike()
+    then(*parts)
+
+def validated(learner, then=DictionaryLearner.on_validation_epoch_end):
+    if learner.trainer.state.fn == "validate":
+        strike()
+    then(learner)
+
+if sys.argv[2] == "results":
+    training._leave = leave
+else:
+    DictionaryLearner.on_validation_epoch_end = validated
+cli.train(sys.argv[3:])
 """
 
 
+@pytest.mark.parametrize("while_", ["results", "validation"])
 def test_a_run_asked_to_stop_after_its_last_step_comes_to_its_end(
-    tmp_path: Path, text_folder: Path
+    while_: str, tmp_path: Path, text_folder: Path
 ) -> None:
-    """C4 SIGTERM after the last step, while the results are written: they are, and the run ends as
-    if nobody had asked.
+    """C4 SIGTERM after the last step, while it validates or writes the results: they are written,
+    and the run ends as if nobody had asked.
     """
-    command = [*SMALL, f"text.path={text_folder}", "max_vectors=4096", "hydra.run.dir=out"]
+    command = [while_, *SMALL, f"text.path={text_folder}", "max_vectors=4096", "hydra.run.dir=out"]
+    command += ["inference=unrolled", "update=adam", "trainer.val_check_interval=5"]
     with launched(tmp_path, command, ["-c", AT_THE_END]) as run:
         assert run.end(120) == 0, run.said()
     assert "val/fvu" in (tmp_path / "out" / "metrics.json").read_text()

@@ -217,7 +217,7 @@ def _of_torch(path: Path) -> list[Tensor]:
                 raise InputError(f"{path} is no file of tensors ({error!r:.150}).") from None
             continue
         values = [*found.values()] if isinstance(found, dict) else [found]
-        return [value for value in values if isinstance(value, Tensor)]
+        return [value.detach() for value in values if isinstance(value, Tensor)]
     return []
 
 

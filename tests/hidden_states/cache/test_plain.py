@@ -231,3 +231,10 @@ def test_some_of_the_held_out_rows_are_chosen_however_many_there_are(
     module = cached(npy(tmp_path, torch.randn(n, WIDTH)), validation_vectors=10**6)
     chosen = [module.some_held_out(rows) for rows in module.val_dataloader()]
     assert SOME <= int(torch.cat(chosen).sum()) < 2 * SOME
+
+
+def test_a_parameter_is_read_as_a_tensor_without_a_gradient(tmp_path: Path) -> None:
+    torch.save({"x": torch.nn.Parameter(ROWS)}, tmp_path / "x.pt")
+    found = read_vectors(tmp_path / "x.pt")
+    assert not found.requires_grad
+    assert torch.equal(found, ROWS)
