@@ -24,6 +24,7 @@ from dictlearn.errors import InputError, nearest
 
 VARY = ("dictionary", "prox", "inference", "loss", "update", "seed")
 LONGEST = 80
+SEARCH = "hydra.searchpath"
 EXAMPLE = "variants={prox.k:[16,32]} or variants=[{prox.k:16},{prox.k:32,seed:1}]"
 
 Change = dict[str, Any]
@@ -121,14 +122,23 @@ def _known(config: DictConfig, change: Change) -> bool:
 def _composed(options: Change) -> DictConfig:
     """Compose the config of this launch anew with other options of its groups."""
     given: list[str] = []
+    place, primary = config_dir(), "train"
     if HydraConfig.initialized():
-        launch = HydraConfig.get().overrides
-        given = [*launch.task, *(key for key in launch.hydra if "searchpath" in key)]
+        hydra = HydraConfig.get()
+        sources = {entry.provider: entry.path for entry in hydra.runtime.config_sources}
+        place, primary = sources.get("main", place), str(hydra.job.config_name)
+        given = [*hydra.overrides.task, *(key for key in hydra.overrides.hydra if SEARCH in key)]
+        beside = sources.get("command-line")  # of --config-dir; the primary config may lie in it
+        if beside is not None:
+            if (Path(beside) / primary).with_suffix(".yaml").is_file():
+                place, beside = beside, place
+            if not any(SEARCH in key for key in given):
+                given.append(f"{SEARCH}=['file://{beside}']")
     chosen = [f"{key}={value}" for key, value in options.items()]
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(config_dir(), version_base="1.3"):
-            return compose("train", overrides=[*given, *chosen])
+        with initialize_config_dir(place, version_base="1.3"):
+            return compose(primary, overrides=[*given, *chosen])
     except (HydraException, OmegaConfBaseException) as error:
         raise InputError(f"variant {_said(options)}: {explain(error, 'train', chosen)}") from None
 

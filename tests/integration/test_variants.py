@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import wandb
+from omegaconf import OmegaConf
 from transformers import GPT2Config
 
 import dictlearn
@@ -191,3 +192,19 @@ def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
     spec.loader.exec_module(module)
     assert module.config_dir() == str(unpacked / "dictlearn" / "conf")
     assert "dictionary.n_atoms" in module.known_keys("train")
+
+
+def test_variants_with_another_group_are_composed_from_ones_own_config(
+    train: Any, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    (mine / "prox").mkdir(parents=True)
+    text = "defaults: [train, _self_]\ndictionary: {dead_after_vectors: 777}\n"
+    (mine / "mytrain.yaml").write_text(text)
+    (mine / "prox" / "own.yaml").write_text("_target_: dictlearn.prox.TopK\nk: 5\n")
+    given = ["prox=own", "callbacks=none", "inference=unrolled", "update=adam"]
+    own = [f"--config-dir={mine}", "--config-name=mytrain"]
+    out, _ = train(*given, "variants=[{prox.k:6},{update:signum}]", *own)
+    for name, k in (("k6", 6), ("signum", 5)):
+        kept = OmegaConf.load(out / "variants" / name / ".hydra" / "config.yaml")
+        assert (kept.dictionary.dead_after_vectors, kept.prox.k) == (777, k)
