@@ -46,9 +46,7 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 EVALUATIONS = ("inference",)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-MACHINE = (
-    r"[+~]*trainer\.(accelerator|devices|num_nodes|strategy)\b"  # options that trainer= answers
-)
+MACHINE = r"[+~]*trainer\.(accelerator|devices|num_nodes|strategy)\b"  # what trainer= says anew
 
 
 def main() -> None:

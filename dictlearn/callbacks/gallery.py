@@ -156,7 +156,8 @@ class FactorGallery(pl.Callback):
         log.debug("Factor gallery: %d codes, %.0f MB", len(seen.value), seen.nbytes() / 1e6)
         page = self._page(trainer, pl_module, seen, n_atoms, skipped)
         write_text(self.path, render(page))
-        log_page(trainer.loggers, self.path, trainer.global_step)
+        prefix = getattr(trainer, "prefix", "")  # of one dictionary of several
+        log_page(trainer.loggers, self.path, trainer.global_step, prefix)
 
     def _page(
         self,

@@ -77,10 +77,11 @@ class DeadAtomRevival(pl.Callback):
         seen = pl_module.vectors_seen
         last = seen - len(batch.vectors) * pl_module.mesh.data.count
         crossed = seen // self.every_vectors > last // self.every_vectors
-        moves = getattr(pl_module.optimizers(use_pl_optimizer=False), "moves_atoms", True)
-        if crossed and moves and batch_idx < self.until_fraction * trainer.num_training_batches:
+        if crossed and batch_idx < self.until_fraction * trainer.num_training_batches:
+            optimizer = pl_module.optimizers(use_pl_optimizer=False)
             with processes.among(pl_module.mesh.data.group):
-                self._revive(trainer, pl_module, batch)
+                if getattr(optimizer, "moves_atoms", True):
+                    self._revive(trainer, pl_module, batch)
 
     @torch.no_grad()
     def _revive(self, trainer: pl.Trainer, learner: DictionaryLearner, batch: HiddenStates) -> None:

@@ -57,8 +57,7 @@ def _of_variant(key: str, config: DictConfig, name: str, run_dir: Path) -> pl.Ca
 class ForVariant(pl.Callback):
     """Shows a callback one variant of an ensemble as if it were the only dictionary of the run.
 
-    Its page, if it writes one, is not sent to loggers, where those of all variants would have
-    one name.
+    Its page, if it writes one, has the name of the variant before its own in loggers.
 
     Args:
         name: of the variant.
@@ -126,16 +125,19 @@ class ForVariant(pl.Callback):
 
 
 class _Seen:
-    """A trainer with the figures of one variant, by their plain names, and without loggers."""
+    """A trainer with the figures of one variant, by their plain names.
+
+    Attributes:
+        prefix: of its names in loggers.
+    """
 
     def __init__(self, trainer: pl.Trainer, name: str) -> None:
-        self._trainer, self._prefix = trainer, f"{name}/"
-        self.loggers: list[Any] = []
+        self._trainer, self.prefix = trainer, f"{name}/"
 
     @property
     def callback_metrics(self) -> dict[str, Any]:
         """The figures of this variant."""
-        logged, prefix = self._trainer.callback_metrics, self._prefix
+        logged, prefix = self._trainer.callback_metrics, self.prefix
         mine = (key for key in logged if key.startswith(prefix))
         return {key.removeprefix(prefix): logged[key] for key in mine}
 

@@ -45,12 +45,18 @@ class RunReport(pl.Callback):
 
     # Not at the epoch's end: there callbacks are called before the learner has its figures.
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the histogram of `pl_module.validation_firing_frequency`, where there is one."""
-        frequency = getattr(pl_module, "validation_firing_frequency", None)
-        if frequency is None or trainer.sanity_checking or not trainer.is_global_zero:
+        """Log the histogram of `validation_firing_frequency`, where there is one: that of the
+        module, or those of its `parts`, by their names.
+        """  # noqa: D205
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for logger in _wandb(trainer.loggers):
-            logger.log_histogram("atom_usage", usage_histogram(frequency), trainer.global_step)
+        for name, part in getattr(pl_module, "parts", {"": pl_module}).items():
+            frequency = getattr(part, "validation_firing_frequency", None)
+            key = f"{name}/atom_usage" if name else "atom_usage"
+            if frequency is None:
+                continue
+            for logger in _wandb(trainer.loggers):
+                logger.log_histogram(key, usage_histogram(frequency), trainer.global_step)
 
 
 def log_config(loggers: Iterable[Logger], config: dict[str, Any]) -> None:
@@ -105,11 +111,18 @@ def _wandb(loggers: Iterable[Logger]) -> list[WandbRunLogger]:
     return [logger for logger in loggers if isinstance(logger, WandbRunLogger)]
 
 
-def log_page(loggers: Iterable[Logger], path: Path, step: int) -> None:
-    """Give W&B a self-contained HTML page under the name of its file, if it is not too large."""
+def log_page(loggers: Iterable[Logger], path: Path, step: int, prefix: str = "") -> None:
+    """Give W&B a self-contained HTML page under the name of its file, if it is not too large.
+
+    Args:
+        loggers: of the run.
+        path: of the page.
+        step: of the run.
+        prefix: of the name, where a run has several such pages.
+    """
     for logger in _wandb(loggers):
         size = path.stat().st_size
         if size > LARGEST_PAGE:
             log.warning("%s (%.1f MB) is too large for W&B; the run has it.", path, size / 1e6)
         else:
-            logger.log_page(path.stem, path, step)
+            logger.log_page(f"{prefix}{path.stem}", path, step)

@@ -145,14 +145,18 @@ def test_several_loggers_write_side_by_side(train: Any) -> None:
     assert list((out / "tensorboard").rglob("events.out.tfevents.*"))
 
 
-def test_wandb_offline_holds_config_history_page_and_artifact(
-    train: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def no_login(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place where W&B knows nobody."""
     with contextlib.suppress(OSError):  # the service of an earlier test may be gone
         wandb.teardown()
     for key in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_SERVICE"):
         monkeypatch.delenv(key, raising=False)
     monkeypatch.setenv("NETRC", "/nonexistent")
+
+
+@pytest.mark.usefixtures("no_login")
+def test_wandb_offline_holds_config_history_page_and_artifact(train: Any) -> None:
     out, figures = train(
         "logger=wandb", "prox.k=4", "hidden_states.layers=[0,2]", "trainer.log_every_n_steps=2"
     )
@@ -169,6 +173,20 @@ def test_wandb_offline_holds_config_history_page_and_artifact(
     (artifact,) = [entry for entry in run.artifacts if entry.type == "dictionary"]
     assert artifact.name
     assert run.exit_codes == [0]
+
+
+@pytest.mark.usefixtures("no_login")
+def test_wandb_has_usage_page_and_artifact_of_every_variant_under_its_name(train: Any) -> None:
+    out, _ = train(
+        *("logger=wandb", "variants={prox.k:[4,6]}", "hidden_states.layers=[0]"),
+        *("inference=unrolled", "update=adam"),
+    )
+    run = read_offline(out)
+    keys = {key for row in run.history for key in row}
+    for name in ("k4", "k6"):
+        assert {f"{name}/{key}" for key in ("val/fvu", "atom_usage", "factors")} <= keys
+    assert not {"atom_usage", "factors"} & keys
+    assert len([entry for entry in run.artifacts if entry.type == "dictionary"]) == 2
 
 
 def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:

@@ -51,6 +51,26 @@ def test_a_stopped_run_goes_on_by_the_words_it_ends_with(
         assert ".config." in name or equal(value, same[name]), name
 
 
+def test_a_run_goes_on_by_itself_with_the_options_it_began_with_only(
+    tmp_path: Path, text_folder: Path
+) -> None:
+    """C12 another option is given in the directory of a run that was stopped: refused by its name;
+    the options of before go on.
+    """
+    command = [*SMALL, f"text.path={text_folder}", "inference=unrolled", "update=adam"]
+    command.append("hydra.run.dir=out")
+    with launched(tmp_path, command) as run:
+        run.wait_for("step 14 of")
+        os.kill(run.ranks()[0], signal.SIGTERM)
+        assert run.end(60) == 75, run.said()
+    with launched(tmp_path, [*command, "prox.k=9"]) as run:
+        assert run.end(60) == 2, run.said()
+        assert "began with prox.k=8 and now has 9" in run.said()
+    with launched(tmp_path, command) as run:
+        assert run.end(120) == 0, run.said()
+        assert "Going on from step" in run.said()
+
+
 AT_THE_END = """
 import os, signal, sys
 sys.path.insert(0, os.path.dirname(sys.argv[1]))  # that of train.py

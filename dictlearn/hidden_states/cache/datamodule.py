@@ -146,9 +146,9 @@ class CachedDataModule(DataModule):
         n_rows = self.source.n_rows
         epochs, within = np.divmod(places, n_rows)
         rows = np.empty_like(places)
-        for epoch in np.unique(epochs):
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1) if len(epochs) else ():
             here = epochs == epoch
-            rows[here] = Permutation(n_rows, self.seed, "cached", int(epoch))(within[here])
+            rows[here] = Permutation(n_rows, self.seed, "cached", epoch)(within[here])
         return rows
 
     def sample(self, n: int) -> HiddenStates:

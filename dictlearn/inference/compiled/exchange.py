@@ -54,7 +54,7 @@ def exchange(
     k = values.shape[1]
     most = k + block
     lanes = np.empty(LANES, b.dtype)
-    held, short = np.zeros(most + 4, np.int64), np.zeros(most + 4, b.dtype)
+    held = np.zeros(most + 4, np.int64)
     inverse, a, q, target = np.zeros((most, most)), np.zeros(most), np.zeros(most), np.zeros(most)
     scratch = (inverse, a, q, target, np.zeros(most), np.zeros(most))
     listing = sheet(b.shape[1], most, block, b)
@@ -72,7 +72,7 @@ def exchange(
         best = _keep(b[i], held, a, size, price, 0.0, values[i], indices[i])
         for _ in range(rounds):
             goal = min(most, size + block) if price > 0.0 else most
-            size = grow(b[i], gram, held, size, goal, short, lanes, scratch, listing, limits)
+            size = grow(b[i], gram, held, size, goal, scratch, listing, limits)
             size = _shrink(b[i], gram, held, size, k, price, scratch)
             found = _keep(b[i], held, a, size, price, best * BETTER, values[i], indices[i])
             if found <= best * BETTER:

@@ -11,6 +11,7 @@ import numpy as np
 from dictlearn.inference.compiled import compiled
 from dictlearn.inference.compiled.active_set import Floats, walk
 from dictlearn.inference.compiled.pursuit import (
+    LANES,
     NEVER,
     Array,
     Atoms,
@@ -20,19 +21,21 @@ from dictlearn.inference.compiled.pursuit import (
     refill,
 )
 
+Arrays = tuple[Array, Array, Array]
 LISTED, FOR_EACH = 128, 8
 """Atoms listed: so many, or so many for each that is to be added. Half as many gain nothing."""
 HALVINGS = 24
 
 
 @compiled
-def sheet(m: int, most: int, block: int, like: Array) -> tuple[Atoms, Atoms, Array, Array, Array]:
+def sheet(m: int, most: int, block: int, like: Array) -> tuple[Atoms, Atoms, Array, Array, Arrays]:
     """Return what `grow` works on: the list `[s]`, the atoms of the rows of `common: [t, s]`,
-    and correlations of the atoms listed and of all.
+    correlations of the atoms listed, and what `correlate` and `largest` want.
     """  # noqa: D205
     n = min(m, max(LISTED, FOR_EACH * block))
     common, near = np.empty((most, n), like.dtype), np.empty(n, like.dtype)
-    return np.empty(n, np.int64), np.empty(most, np.int64), common, near, np.empty(m, like.dtype)
+    rest = np.empty(m, like.dtype), np.zeros(most + 4, like.dtype), np.empty(LANES, like.dtype)
+    return np.empty(n, np.int64), np.empty(most, np.int64), common, near, rest
 
 
 @compiled
@@ -42,10 +45,8 @@ def grow(
     held: Atoms,
     size: int,
     most: int,
-    short: Array,
-    lanes: Array,
     scratch: tuple[Floats, ...],
-    sheet: tuple[Atoms, Atoms, Array, Array, Array],
+    sheet: tuple[Atoms, Atoms, Array, Array, Arrays],
     limits: tuple[float, float],
 ) -> int:
     """Add the atom that correlates most and fit, until `most` are held or none is of use.
@@ -55,7 +56,7 @@ def grow(
     Where the best on the list is no better than what was left out, a new list is made.
     """
     inverse, a, q, target, _work, _g = scratch
-    listed, rows, common, near, c = sheet
+    listed, rows, common, near, (c, short, lanes) = sheet
     n, left_out = 0, 0.0
     for _ in range(4 * most):
         if size == most:
