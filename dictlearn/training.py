@@ -17,6 +17,7 @@ from pytorch_lightning.callbacks import Checkpoint
 
 from dictlearn import processes
 from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.left_out import LeftOut
 from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.throughput import Throughput
@@ -166,7 +167,7 @@ def _trainer(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
-        callbacks=[*hung, Throughput(started)],
+        callbacks=[*hung, Throughput(started), LeftOut()],
         plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )
@@ -203,9 +204,9 @@ def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[s
 
 
 def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
-    throughput = next(c for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-    device = trainer.strategy.root_device
-    share = torch.tensor(data.left_out_fraction, device=device)
+    hung: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    throughput = next(c for c in hung if isinstance(c, Throughput))
+    left_out = next(c for c in hung if isinstance(c, LeftOut))
     optimizer: Any = next(iter(trainer.optimizers), None)
     optimizers = getattr(optimizer, "parts", [optimizer])
     skipped = {
@@ -214,7 +215,7 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
     }
     return skipped | {
         "train/non_finite_tokens": float(len(processes.union(data.non_finite))),
-        "train/left_out_fraction": float(trainer.strategy.reduce(share, reduce_op="mean")),
+        "train/left_out_fraction": left_out.fraction(trainer),
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dictlearn import processes
 from dictlearn.hidden_states import reading
 from dictlearn.hidden_states.batch import HiddenStates
 from dictlearn.hidden_states.extraction import Extractor, Frame, Integers
@@ -18,6 +19,7 @@ from dictlearn.hidden_states.lanes import LanePlan
 from dictlearn.hidden_states.module import DataModule, TrainingBatches
 from dictlearn.hidden_states.options import StreamOptions
 from dictlearn.hidden_states.order import PER_STEP
+from dictlearn.hidden_states.soundness import Soundness
 from dictlearn.hidden_states.statistics import Normalization, measure
 from dictlearn.hidden_states.stream import LaneStream, Share, joined, lane_block_bytes
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
@@ -227,7 +229,7 @@ class HiddenStateDataModule(DataModule):
     def _fingerprint(self) -> str:
         return self.text.fingerprint()  # which may look through many files
 
-    def state_dict(self) -> dict[str, object]:
+    def order(self) -> dict[str, object]:
         """Return what the order of the data depends on; the place in it is the trainer's step."""
         options, (_, world) = self.options, self._rank_and_world()
         return {
@@ -252,17 +254,33 @@ class HiddenStateDataModule(DataModule):
     @property
     def non_finite(self) -> frozenset[tuple[str, int, int]]:
         """Split, document and place of the tokens with a hidden state that is not finite."""
-        splits = {"train": self._train, "validation": self._validation}
         return frozenset(
             (split, *place)
-            for split, extractor in splits.items()
-            for place in extractor.soundness.non_finite
+            for split, soundness in self._soundness().items()
+            for place in soundness.non_finite.copy()  # a thread may find another one
         )
 
-    @property
-    def left_out_fraction(self) -> float:
-        """Share of the training tokens that this process left out since it began or went on."""
-        return self._train.soundness.left_out / max(1, self._train.soundness.checked)
+    def state_dict(self) -> dict[str, object]:
+        """Return the order, and the tokens that are not finite; the processes tell each other."""
+        found = sorted(processes.union(self.non_finite))
+        self._remember(found)
+        return {**self.order(), "non_finite": [list(place) for place in found]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Check the order, and remember which tokens were not finite: their number is limited.
+
+        Raises:
+            InputError: the vectors would come in another order.
+        """
+        super().load_state_dict(state_dict)
+        self._remember(state_dict.get("non_finite", ()))
+
+    def _remember(self, places: Iterable[Sequence[Any]]) -> None:
+        for split, document, position in places:
+            self._soundness()[split].non_finite.add((document, position))
+
+    def _soundness(self) -> dict[str, Soundness]:
+        return {"train": self._train.soundness, "validation": self._validation.soundness}
 
     def decode_tokens(self, ids: Iterable[int]) -> list[str]:
         """Return every token as it reads within a sentence."""

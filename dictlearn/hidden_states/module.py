@@ -175,10 +175,9 @@ class DataModule(pl.LightningDataModule):
         state of theirs is not finite.
         """  # noqa: D205
 
-    @property
     @abstractmethod
-    def left_out_fraction(self) -> float:
-        """Share of the training tokens without weight: not finite, or far longer than usual."""
+    def order(self) -> dict[str, object]:
+        """Return what the order of the data depends on; the place in it is the trainer's step."""
 
     def n_steps(self, world: int) -> int:
         """Return the number of training steps of `world` processes."""
@@ -196,13 +195,17 @@ class DataModule(pl.LightningDataModule):
         """
         return spread_sample(states, max(1, self.n_validation_vectors // SOME))
 
-    def load_state_dict(self, state_dict: dict[str, object]) -> None:
+    def state_dict(self) -> dict[str, object]:
+        """Return what `load_state_dict` is to check."""
+        return self.order()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Check that a run that goes on sees its vectors in the order it began with.
 
         Raises:
             InputError: it does not.
         """
-        check_order(state_dict, self.state_dict(), self._rank_and_world()[1])
+        check_order(state_dict, self.order(), self._rank_and_world()[1])
 
     def context(self, document: int, position: int, before: int, after: int) -> reading.Context:
         """Return the token ids around a token of a document, and where among them it is."""

@@ -40,7 +40,7 @@ class StreamOptions:
         prefetch: compute the next block in the background: true, false, or auto (on a
             GPU). It takes twice the memory.
         max_non_finite: tokens that are left out because a hidden state of theirs is not finite,
-            before a process gives up.
+            before the run gives up; the processes tell each other of theirs at every checkpoint.
         max_norm: tokens are left out that have a hidden state more than so many times as long as
             the median of its layer (attention sinks); None: none are.
 

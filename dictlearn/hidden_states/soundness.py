@@ -58,8 +58,6 @@ class Soundness:
     Attributes:
         non_finite: `(document, position)` of the tokens that were not finite.
         longest: largest lengths, `[L]`, see `longest`; None: any length is right.
-        checked: tokens so far; of these
-        left_out: were left out.
     """
 
     def __init__(
@@ -69,7 +67,6 @@ class Soundness:
         self.most_non_finite = most_non_finite
         self.non_finite: set[tuple[int, int]] = set()
         self.longest: Tensor | None = None
-        self.checked = self.left_out = 0
         self._told = False
 
     def sift(self, rows: Tensor, document: Integers, position: Integers) -> tuple[Tensor, Tensor]:
@@ -90,10 +87,8 @@ class Soundness:
         if self.longest is not None:
             usual = finite & (norms <= self.longest.to(norms)[:, None])
         sound = usual.all(0)
-        self.checked += len(sound)
         if bool(sound.all()):
             return rows, sound
-        self.left_out += int((~sound).sum())
         if not bool(finite.all()):
             self._refuse_too_many(finite, document, position)
         elif not self._told:

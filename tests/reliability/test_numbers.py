@@ -71,6 +71,24 @@ def test_too_many_tokens_end_the_run(
         trainer.fit(small_learner(data), datamodule=data)
 
 
+def test_a_run_that_goes_on_remembers_what_was_not_finite(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B1 tokens were not finite before a stop: they count towards the limit and in the figures."""
+    monkeypatch.setattr(Poisoned, "token", -1)  # none, for now
+    data = small_data(minilm_folder, text_folder, tmp_path, max_non_finite=1)
+    data.transformer = Poisoned(str(minilm_folder), dtype="float32")
+    data.prepare_data()
+    data.setup()
+    assert not data.non_finite
+    data.load_state_dict({**data.state_dict(), "non_finite": [["train", 5, 7]]})
+    assert data.non_finite == {("train", 5, 7)}
+    assert data.state_dict()["non_finite"] == [["train", 5, 7]]
+    monkeypatch.setattr(Poisoned, "token", 1996)
+    with pytest.raises(InputError, match=r"with it \d+ tokens are not .*max_non_finite=1"):
+        data.sample(2000)
+
+
 class BadGradient(pl.Callback):
     """Spoils the gradient of one rank at some steps, and keeps the atoms before and after."""
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from dictlearn.callbacks.left_out import LeftOut
 from dictlearn.dictionary import Dictionary
 from dictlearn.hidden_states import CachedDataModule, CachedOptions, HiddenStateDataModule
 from dictlearn.hidden_states.cache.building import build
@@ -48,9 +49,11 @@ def recovered(
         Adam(0.01, warmup_vectors=0),
         max_vectors=data.max_vectors,
     )
-    small_trainer(place, limit_val_batches=0).fit(learner, datamodule=data)
+    left_out = LeftOut()
+    trainer = small_trainer(place, [left_out], limit_val_batches=0)
+    trainer.fit(learner, datamodule=data)
     nearest = (truth @ learner.dictionary.atoms.detach().T).amax(1)
-    return float((nearest > 0.95).float().mean()), data.left_out_fraction
+    return float((nearest > 0.95).float().mean()), left_out.fraction(trainer)
 
 
 def test_atoms_are_found_in_spite_of_outliers(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_sinks_of_a_transformer_are_left_out(
     minilm_folder: Path, text_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """B3 the first token of every sequence is an attention sink: no weight in any layer, a
-    neighbour's vectors, statistics as without, its share reported and one warning.
+    neighbour's vectors, statistics as without, and one warning.
     """
     caplog.set_level(logging.WARNING)
     sinks = stream(minilm_folder, text_folder, tmp_path)
@@ -109,8 +112,6 @@ def test_sinks_of_a_transformer_are_left_out(
         assert int(first.sum()) > 20
         assert torch.equal(rows.weight == 0, first if count else torch.zeros_like(first))
         assert rows.vectors.norm(dim=1).max() < 20
-    assert sinks.left_out_fraction == pytest.approx(1 / 32, rel=0.2)
-    assert without.left_out_fraction == 0
     said = [r.getMessage() for r in caplog.records if "max_norm" in r.getMessage()]
     assert len(said) == 1
     assert "hidden_states[3]" in said[0]
@@ -133,5 +134,5 @@ def test_a_cache_leaves_out_what_the_stream_leaves_out(
         for w in [x.weight == 0]
     ]
     assert places[0] == places[1]
-    assert len(places[0]) == round(stored.left_out_fraction * len(rows.weight) / 2)
+    assert len(places[0]) == pytest.approx(len(rows.weight) / 2 / 32, rel=0.2)
     assert rows.vectors.norm(dim=1).max() < 20

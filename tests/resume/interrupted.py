@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
+from dictlearn.callbacks.left_out import LeftOut
 from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.hidden_states import DataModule
 from dictlearn.loggers.csv import CsvLogger
@@ -72,6 +73,7 @@ def go(
         folder,
         [
             DeadAtomRevival(2 * BATCH, 0.9 * revival, seed=1, duplicate_cosine=0.8),
+            LeftOut(),
             RunCheckpoints(folder, every_minutes=None),
             *others,
             *([] if interrupt is None else [interrupt]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.inference import ExchangePursuit, TwoPhase, Unrolled, WorkingSet
 from dictlearn.prox import BatchTopK, Jump, TopK
 from dictlearn.storage.committed import committed
+from dictlearn.transformer import FrozenTransformer
 from dictlearn.update import (
     Adam,
     FirstAdam,
@@ -177,6 +179,42 @@ def nearly(a: Any, b: Any) -> bool:
 def sharded() -> dict[str, Any]:
     inference = Unrolled(2, "tied", selection="exact")
     return {"inference": inference, "prox": TopK(8), "bias": True, "update": Adam(lr=0.002)}
+
+
+class Spoilt(FrozenTransformer):
+    """One token of a forward pass is not finite, and two are 300 times as long as all others."""
+
+    def hidden_states(self, ids: Tensor, mask: Tensor, layers: Any) -> Tensor:
+        found = super().hidden_states(ids, mask, layers).clone()
+        found[1, 0, 1, 17] = math.nan
+        found[1, 1:3, 2] *= 300
+        return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_left_out_is_counted_on(
+    processes: int, minilm_folder: Path, make_data: MakeData, tmp_path: Path
+) -> None:
+    """B1, C4 tokens that are not finite or too long: a stopped run ends with the same counts."""
+    spoilt = Spoilt(str(minilm_folder), dtype="float32")
+    rest: dict[str, Any] = {"processes": processes, "others": (Finish(),) * (processes > 1)}
+
+    def data() -> HiddenStateDataModule:
+        made = make_data(processes)
+        made.transformer = spoilt
+        return made
+
+    go(tmp_path / "straight", data(), **rest)
+    with pytest.raises(Exception, match="stopped by SIGTERM after step"):
+        go(tmp_path / "stopped", data(), Interrupt(6), **rest)
+    go(tmp_path / "stopped", data(), **rest)
+    assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
+    end = torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)
+    out, seen = end["left_out"]
+    assert seen == STEPS * BATCH
+    assert out > STEPS
+    (kept,) = (v for v in end.values() if isinstance(v, dict) and "non_finite" in v)
+    assert len(kept["non_finite"]) > processes
 
 
 class Seen(pl.Callback):

@@ -176,7 +176,7 @@ class CachedDataModule(DataModule):
         """Return transformer and text as they were when the cache was made."""
         return self.source.about()
 
-    def state_dict(self) -> dict[str, object]:
+    def order(self) -> dict[str, object]:
         """Return what the order of the data depends on; the place in it is the trainer's step."""
         return {
             "seed": self.seed,
@@ -200,8 +200,3 @@ class CachedDataModule(DataModule):
     def non_finite(self) -> frozenset[tuple[str, int, int]]:
         """Return none: a vector that is not finite ends the run."""
         return frozenset()
-
-    @property
-    def left_out_fraction(self) -> float:
-        """Share of the training rows without weight: far longer than usual, or not finite once."""
-        return self.source.left_out_fraction

@@ -59,7 +59,6 @@ class PlainRows:
         order = Permutation(n, 0, "held out")
         self._order, self._first = order, n_held_out
         self._max_norm, self._longest = options.max_norm, math.inf
-        self.left_out_fraction = 0.0
         self.held_out = HeldOutRows(self, n_held_out)
         self.transformer = Name(self.path.name)
         self.text = Name(self.path.name, options.validation_fraction if n_held_out else 0.0)
@@ -111,7 +110,6 @@ class PlainRows:
         for first in range(0, n, 4096):
             rows = self.gather(np.arange(first, min(first + 4096, n)))
             sums = sums.plus(Sums.of(rows.vectors[None, rows.weight > 0]))
-        self.left_out_fraction = 1 - int(sums.n) / n
         return sums.statistics(kind)
 
     def about(self) -> dict[str, Any]:

@@ -65,7 +65,6 @@ class CacheReader:
 
     Attributes:
         manifest: what the cache is of.
-        left_out_fraction: share of the stored training tokens without weight (after `statistics`).
 
     Raises:
         InputError: there is no finished cache, it is damaged, or does not have the layers.
@@ -73,7 +72,6 @@ class CacheReader:
 
     n_rows: int
     held_out: StoredBlocks
-    left_out_fraction: float
 
     def __init__(self, options: CachedOptions) -> None:
         self._options, self.path = options, Path(options.path)
@@ -131,8 +129,6 @@ class CacheReader:
         tensors = mapped(self.path / "statistics.safetensors")
         n, total, norms, squares = (tensors[name] for name in Sums._fields)
         rows = [self.manifest.layers.index(layer) for layer in self.layers]
-        stored = sum(shard.tokens for shard in self.manifest.train)
-        self.left_out_fraction = 1 - int(n) / stored
         return Sums(n, total[rows], norms[rows], squares[rows]).statistics(kind)
 
     def about(self) -> dict[str, Any]:
