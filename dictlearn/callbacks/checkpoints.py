@@ -147,12 +147,13 @@ class RunCheckpoints(Checkpoint):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save with the held-out figures, and keep this one if it is the best."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking:
-            return
-        self.save(trainer, AFTER, best=self._is_better(trainer))
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.save(trainer, AFTER, best=self._is_better(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the signals go."""
+        """Save, since a validation may follow that takes long; let the signals go."""
+        if trainer.global_step > self._saved_step:
+            self.save(trainer, AFTER)
         if self._agreement is not None:
             self._agreement.close()
         self._leave()
@@ -291,8 +292,7 @@ class RunCheckpoints(Checkpoint):
         before = checkpoint.get("hyper_parameters", {}).get("config", {})
         refuse_other_options(before, pl_module.hparams.get("config", {}))
         step = int(checkpoint["global_step"])
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        n_steps = data.n_steps(data_processes(trainer))
+        n_steps = trainer.datamodule.n_steps(data_processes(trainer))  # type: ignore[attr-defined]
         due, to_come = validates_after(trainer, step, n_steps), known["stage"] == BEFORE
         if step < n_steps or (due and to_come):
             set_between_steps(checkpoint["loops"], step, n_steps, due, to_come)

@@ -60,6 +60,7 @@ def go(
     shards: int = 1,
     revival: bool = True,
     seed: int = 5,
+    every: int = EVERY,
     **parts: Any,
 ) -> pl.Trainer:
     """Begin or go on with the run in `folder`, as the main job does."""
@@ -81,7 +82,7 @@ def go(
         enable_checkpointing=True,
         logger=CsvLogger(folder),
         limit_val_batches=1.0,
-        val_check_interval=EVERY,
+        val_check_interval=every,
         log_every_n_steps=2,
         devices=processes,
         strategy=strategy,

@@ -102,6 +102,38 @@ def test_a_stopped_run_ends_bit_equal(setting: str, make_data: MakeData, tmp_pat
     assert kept(tmp_path / "straight") == kept(tmp_path / "stopped")
 
 
+class Killed(BaseException):
+    """No chance to do anything more."""
+
+
+class KilledAtTheEnd(pl.Callback):
+    """Ends the program when training is done and the last validation has not begun."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        raise Killed
+
+
+def test_a_run_killed_after_its_last_step_does_none_again(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    """C1 a run is killed before the validation that follows its last step: no step is lost."""
+    go(tmp_path / "straight", make_data(), every=5)
+    with pytest.raises(Killed):
+        go(tmp_path / "killed", make_data(), others=(KilledAtTheEnd(),), every=5)
+    assert committed(tmp_path / "killed" / "checkpoints")[0].step == STEPS
+    go(tmp_path / "killed", make_data(), others=(NoStep(),), every=5)
+    assert_same_end(tmp_path / "straight", tmp_path / "killed", equal)
+    assert history(tmp_path / "straight") == history(tmp_path / "killed")
+    assert kept(tmp_path / "straight") == kept(tmp_path / "killed")
+
+
+class NoStep(pl.Callback):
+    """Refuses every step."""
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise AssertionError("a step was done again")
+
+
 class Drawing(pl.Callback):
     """A user's own callback that draws from the global generators, and keeps what it drew."""
 
