@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,13 +19,16 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from dictlearn.begun import figures_of_the_same, going_on, put_options_back
 from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, Stopped, nearest
 from dictlearn.launch import advice, is_main_process, launched, only_writer, run_directory
+from dictlearn.stopping import heard_by_worker, is_worker, stopped_as_a_whole, sweeps
+
+log = logging.getLogger(__name__)
 
 USAGE = """\
 dictlearn: learn a dictionary of transformer factors, and look at them
@@ -46,7 +48,6 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 EVALUATIONS = ("inference",)
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-MACHINE = r"[+~]*trainer\.(accelerator|devices|num_nodes|strategy)\b"  # what trainer= says anew
 
 
 def main() -> None:
@@ -66,23 +67,35 @@ def train(arguments: list[str] | None = None) -> None:
 
     def task(config: DictConfig) -> float:
         from dictlearn.multirun import own_processes
-        from dictlearn.summary import show
         from dictlearn.training import train as run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
+        if figures := figures_of_the_same(folder, config):
+            log.warning("This run has finished: choose another name= for a new one.")
+            return shown(folder, figures)
         word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
         if word:
-            logging.getLogger(__name__).warning(word)
-        try:
-            with only_writer(folder), _no_half_made_run(folder), own_processes():
-                metrics = run(config, folder)
-        except Stopped as stopped:
-            _try_again(stopped, folder)
+            log.warning(word)
+        with heard_by_worker():
+            try:
+                with only_writer(folder), _no_half_made_run(folder), own_processes():
+                    return shown(folder, run(config, folder))
+            except Stopped as stopped:
+                _try_again(f"{stopped}; go on with: python train.py run={folder} resume=true")
+
+    def shown(folder: Path, metrics: dict[str, float]) -> float:
+        from dictlearn.summary import show
+
         if is_main_process():
             show(folder, metrics)
         return metrics.get("val/fvu", float("nan"))
 
-    _launch(task, "train", going_on(sys.argv[1:] if arguments is None else arguments))
+    try:
+        line = going_on(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        _stop(str(error))
+    with stopped_as_a_whole() if sweeps(line) else nullcontext():
+        _launch(task, "train", line)
 
 
 def encode(arguments: list[str] | None = None) -> None:
@@ -129,63 +142,20 @@ def evaluate(arguments: list[str] | None = None) -> None:
     _launch(task, "evaluate", others)
 
 
-def going_on(arguments: list[str]) -> list[str]:
-    """Turn ``run=DIR resume=true`` into the command line that the run began with, and its place.
-
-    Options given beside them come last, and so take the place of the old ones; another trainer=
-    that of all that the old one said of the machine.
-
-    Raises:
-        SystemExit: there is no run in DIR.
-    """
-    named = [argument for argument in arguments if argument.startswith("run=")]
-    if not named:
-        return arguments
-    folder = Path(named[-1].removeprefix("run="))
-    others = [argument for argument in arguments if argument not in named]
-    if not any(argument.lower() == "resume=true" for argument in others):
-        _stop(f"{named[-1]} goes on with the run there; say so with resume=true.")
-    path = folder / ".hydra" / "overrides.yaml"
-    try:
-        before = [str(entry) for entry in OmegaConf.load(path)]
-    except (OSError, YAMLError):
-        _stop(f"There is no run to go on with in {folder}: {path} is not there or damaged.")
-    for entry in before:
-        # A run that comes from elsewhere is data: it must not choose what the launcher executes.
-        if not re.match(r"[+~]*(?!hydra\b)\w", entry):
-            _stop(f"{path} holds '{entry}', which no run writes there: remove that line.")
-    before = [entry for entry in before if not entry.startswith("resume=")]
-    if any(argument.startswith("trainer=") for argument in others):
-        before = [entry for entry in before if not re.match(MACHINE, entry)]
-        before += _chosen_by_trainer(folder, [*before, *others])
-    place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*before, *others, f"hydra.run.dir='{place}'"]
-
-
-def _chosen_by_trainer(folder: Path, given: list[str]) -> list[str]:
-    """Return the choices of a run that its own trainer may have made, and another one would not."""
-    with suppress(OSError, YAMLError, AttributeError, KeyError):
-        choices = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.runtime.choices
-        return [
-            f"{group}={choices[group]}"
-            for group in ("inference", "update")
-            if re.fullmatch(r"\w+", str(choices[group]))
-            and not any(entry.startswith(f"{group}=") for entry in given)
-        ]
-    return []
-
-
-def _try_again(stopped: Stopped, folder: Path) -> NoReturn:
-    """Say how to go on, and end with the code that means so.
+def _try_again(said: str) -> NoReturn:
+    """Say what was stopped and how to go on, and end with the code that means so.
 
     The other processes end with 0: at any other code a launcher would kill the first, which has
-    its histories to close.
+    its histories to close. A worker goes on to live, since joblib would kill the others at its end.
     """
     if not is_main_process():
         raise SystemExit(0)
-    sys.stderr.write(
-        f"dictlearn: {stopped}; go on with: python train.py run={folder} resume=true\n"
-    )
+    sys.stderr.write(f"dictlearn: {said}\n")
+    if is_worker():
+        place = HydraConfig.get().sweep.dir
+        raise Stopped(
+            f"the sweep was stopped; go on with the same command, hydra.sweep.dir={place}"
+        )
     raise SystemExit(TRY_AGAIN)
 
 
@@ -229,6 +199,8 @@ def _launch(
     try:
         _register_resolvers()
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
+    except Stopped as stopped:
+        _try_again(str(stopped))
     except InputError as error:
         if wants_trace:
             raise
@@ -272,7 +244,8 @@ def _if_main(value: object, other: object) -> object:
 def _no_half_made_run(folder: Path) -> Iterator[None]:
     """Take the run directory back when a mistake ends the run before its first checkpoint.
 
-    A directory that held anything before this launch (but Hydra's own files) is left alone.
+    A directory that held anything before this launch (but Hydra's own files) keeps that, and has
+    the options of before.
     """
     ours = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
     fresh = ours and not Path.cwd().is_relative_to(folder.resolve())
@@ -285,6 +258,8 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
                 if parent.is_relative_to(Path.cwd() / "outputs"):
                     with suppress(OSError):
                         parent.rmdir()
+        elif is_main_process():
+            put_options_back(folder)
         raise
 
 

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
 from dictlearn import processes
+from dictlearn.callbacks.begun import KeepOptions
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.left_out import LeftOut
 from dictlearn.callbacks.requeue import requeue
@@ -70,7 +71,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         learner, data = compose_several(config, values, variants)
     else:
         learner, data = compose(config, values)
-    trainer = _trainer(config, data, start, callbacks(config, variants, run_dir))
+    trainer = _trainer(config, data, start, run_dir, callbacks(config, variants, run_dir))
     if (shards := n_shards(trainer)) > 1:
         for name, part in learners(learner).items():
             with told_of(name):
@@ -154,6 +155,7 @@ def _trainer(
     config: DictConfig,
     data: DataModule,
     started: float,
+    run_dir: Path,
     hung: list[pl.Callback],
 ) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
@@ -167,7 +169,7 @@ def _trainer(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
-        callbacks=[*hung, Throughput(started), LeftOut()],
+        callbacks=[*hung, Throughput(started), LeftOut(), KeepOptions(run_dir)],
         plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )

@@ -24,6 +24,8 @@ ARROWS: dict[str, set[str]] = {
     "processes": set(),
     "storage.atomic": set(),
     "launch": {"errors"},
+    "begun": {"errors"},
+    "stopping": {"errors"},
     "cluster": {"errors", "launch"},
     "multirun": {"errors", "launch", "configuration"},
     "configuration": {"errors"},
@@ -52,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "callbacks": BOTTOM
     | {
         *("ensemble", "learner", "hidden_states", "analysis", "explorer", "loggers", "storage"),
-        *("configuration", "variants"),
+        *("configuration", "variants", "begun", "stopping"),
     },
     "resuming": BOTTOM | {"storage"},
     "composing": BOTTOM
@@ -87,12 +89,14 @@ ARROWS: dict[str, set[str]] = {
     "caching": {"configuration", "errors", "hidden_states", "noise"},
     "summary": {"evaluation", "configuration", "errors", "noise", "storage", "variants"},
     "cli": {
+        "begun",
         "caching",
         "configuration",
         "errors",
         "evaluation",
         "launch",
         "multirun",
+        "stopping",
         "summary",
         "training",
     },

@@ -11,6 +11,7 @@ from hydra.errors import HydraException
 
 import dictlearn
 from dictlearn import cli
+from dictlearn.begun import going_on
 from dictlearn.configuration import groups
 
 ROOT = Path(dictlearn.__file__).parent.parent
@@ -196,12 +197,12 @@ def test_a_run_goes_on_under_another_trainer_with_what_the_first_one_chose(tmp_p
     began += " trainer.strategy.dictionary_parallel_size=2, trainer.log_every_n_steps=3]"
     line = [f"run={kept(tmp_path / 'a', began)}", "resume=true"]
     place = f"hydra.run.dir='{tmp_path / 'a'}'"
-    assert cli.going_on(line) == [*began[1:-1].split(", "), "resume=true", place]
-    assert cli.going_on([*line, "trainer=cpu"]) == [
+    assert going_on(line) == [*began[1:-1].split(", "), "resume=true", place]
+    assert going_on([*line, "trainer=cpu"]) == [
         *("trainer=dictionary_parallel", "max_vectors=9", "update=signum"),
         *("trainer.log_every_n_steps=3", "inference=unrolled", "resume=true", "trainer=cpu", place),
     ]
     hostile = kept(tmp_path / "b", began, "'x hydra.launcher=y'")
-    assert "launcher" not in str(cli.going_on([f"run={hostile}", *line[1:], "trainer=cpu"]))
+    assert "launcher" not in str(going_on([f"run={hostile}", *line[1:], "trainer=cpu"]))
     (hostile / ".hydra" / "hydra.yaml").unlink()
-    assert cli.going_on([f"run={hostile}", *line[1:], "trainer=cpu"])
+    assert going_on([f"run={hostile}", *line[1:], "trainer=cpu"])

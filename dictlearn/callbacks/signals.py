@@ -12,6 +12,8 @@ from typing import Any, Self
 
 import pytorch_lightning as pl
 
+from dictlearn.stopping import sweep_is_stopped
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -28,7 +30,7 @@ class StopSignals:
         signals: those that ask to stop.
 
     Attributes:
-        received: the signal that came first, or None.
+        received: the signal that came first, or None; SIGTERM where a whole sweep is stopped.
     """
 
     def __init__(
@@ -36,11 +38,15 @@ class StopSignals:
         last_words: Callable[[], object] = lambda: None,
         signals: Iterable[signal.Signals] = STOPPING,
     ) -> None:
-        self.received: signal.Signals | None = None
+        self._received: signal.Signals | None = None
         self._last_words, self._signals = last_words, tuple(signals)
         self._before: dict[signal.Signals, Any] = {}
         self._wakeup_before = -1
         self._ears: tuple[socket.socket, socket.socket] | None = None
+
+    @property
+    def received(self) -> signal.Signals | None:  # noqa: D102 - an attribute, see above
+        return signal.SIGTERM if self._received is None and sweep_is_stopped() else self._received
 
     def install(self) -> None:
         """Take the signals over; outside the main thread, where no handler is allowed, do not."""
@@ -78,10 +84,10 @@ class StopSignals:
                 number = heard[0]
                 if number not in self._signals:
                     continue
-                if self.received is not None:
+                if self._received is not None:
                     self._last_words()
                     os._exit(128 + number)
-                self.received = signal.Signals(number)
+                self._received = signal.Signals(number)
 
 
 def kill_children(trainer: pl.Trainer) -> None:

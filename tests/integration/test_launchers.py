@@ -1,13 +1,16 @@
 """Launchers, as a user types them: however many processes, one of everything is left."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.integration.launches import TRAIN, read_run, run, tiny, torchrun
+from dictlearn.storage.committed import committed
+from tests.fake_slurm import wait_until
+from tests.integration.launches import TRAIN, read_run, run, started, tiny, torchrun
 from tests.loggers.read_offline import read_offline
 
 OFFLINE = ("logger=[csv,wandb]", "logger.wandb.mode=offline")
@@ -78,6 +81,40 @@ def test_joblib_runs_the_jobs_of_a_sweep_in_workers(tmp_path: Path, few_texts: P
     assert sorted(os.listdir(sweep)) == ["0", "1", "multirun.yaml"]
     for job in (0, 1):
         read_run(sweep / str(job), processes=job + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [False, True])
+def test_a_sweep_in_workers_is_stopped_as_a_whole_and_goes_on(
+    group: bool, tmp_path: Path, few_texts: Path
+) -> None:
+    """C4 SIGTERM to a sweep in workers, SIGINT to all of its processes: every job saves, exit 75,
+    and the same command does what is left and nothing again.
+    """
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    grid = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2,3", "name=s")
+    long = ("trainer=cpu", "max_vectors=200000", "callbacks=default")
+    command = [sys.executable, TRAIN, "-m", *tiny(few_texts), *long, *grid]
+    command.append("hydra.sweep.dir=sweep")
+    sweep = tmp_path / "sweep"
+    with started(command, tmp_path) as process:
+        histories = [sweep / job / "metrics.csv" for job in "01"]
+        wait_until(lambda: all(path.exists() for path in histories), 120)
+        strike = (os.killpg, signal.SIGINT) if group else (os.kill, signal.SIGTERM)
+        strike[0](process.pid, strike[1])
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert said.count("go on with: python train.py run=") == 2
+    newest = [committed(sweep / job / "checkpoints")[0].step for job in "01"]
+    assert not (sweep / "2" / "checkpoints").exists()
+    done = run(command, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert all(f"Going on from step {step} of" in done.stdout for step in newest)
+    figures = [(sweep / job / "metrics.json").read_text() for job in "012"]
+    again = run(command, tmp_path)
+    assert again.returncode == 0, again.stdout
+    assert again.stdout.count("This run has finished") == 3
+    assert figures == [(sweep / job / "metrics.json").read_text() for job in "012"]
 
 
 @pytest.mark.slow

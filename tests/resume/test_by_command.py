@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 import dictlearn
 from dictlearn.storage.committed import committed
@@ -55,7 +56,7 @@ def test_a_run_goes_on_by_itself_with_the_options_it_began_with_only(
     tmp_path: Path, text_folder: Path
 ) -> None:
     """C12 another option is given in the directory of a run that was stopped: refused by its name;
-    the options of before go on.
+    the options of before are kept and go on, and a finished run is not done again.
     """
     command = [*SMALL, f"text.path={text_folder}", "inference=unrolled", "update=adam"]
     command.append("hydra.run.dir=out")
@@ -66,9 +67,19 @@ def test_a_run_goes_on_by_itself_with_the_options_it_began_with_only(
     with launched(tmp_path, [*command, "prox.k=9"]) as run:
         assert run.end(60) == 2, run.said()
         assert "began with prox.k=8 and now has 9" in run.said()
-    with launched(tmp_path, command) as run:
+    with launched(tmp_path, ["run=out", "resume=true"]) as run:
         assert run.end(120) == 0, run.said()
         assert "Going on from step" in run.said()
+    figures = (tmp_path / "out" / "metrics.json").read_bytes()
+    with launched(tmp_path, [*command, "prox.k=9"]) as run:
+        assert run.end(60) == 2, run.said()
+        assert "already holds a run" in run.said()
+    assert OmegaConf.load(tmp_path / "out" / ".hydra" / "config.yaml").prox.k == 8
+    with launched(tmp_path, command) as run:
+        assert run.end(60) == 0, run.said()
+        assert "This run has finished" in run.said()
+        assert "Held-out text" in run.said()
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == figures
 
 
 AT_THE_END = """
