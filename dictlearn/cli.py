@@ -70,16 +70,15 @@ def train(arguments: list[str] | None = None) -> None:
         from dictlearn.training import train as run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
-        if figures := figures_of_the_same(folder, config):
-            log.warning("This run has finished: choose another name= for a new one.")
-            return shown(folder, figures)
         word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
         if word:
             log.warning(word)
         with heard_by_worker():
             try:
                 with only_writer(folder), _no_half_made_run(folder), own_processes():
-                    return shown(folder, run(config, folder))
+                    if figures := figures_of_the_same(folder, config):
+                        log.warning("This run has finished: choose another name= for a new one.")
+                    return shown(folder, figures or run(config, folder))
             except Stopped as stopped:
                 _try_again(f"{stopped}; go on with: python train.py run={folder} resume=true")
 
