@@ -1,34 +1,70 @@
 """The options that a run began with: kept where no later start in its directory writes.
 
 Hydra writes the options of every start into ``.hydra``, also of one that is refused. Imports
-OmegaConf only.
+Hydra's and OmegaConf's configs only.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import shutil
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from dictlearn.errors import InputError
+from dictlearn.storage.atomic import write_text
 
-WRITTEN = ("overrides.yaml", "config.yaml", "hydra.yaml")
 MACHINE = r"[+~]*trainer\.(accelerator|devices|num_nodes|strategy)\b"  # what trainer= says anew
 
 
-def keep_options(run_dir: Path) -> None:
-    """Keep the options of this start: training begins with them."""
-    _copy(run_dir / ".hydra", _kept(run_dir))
+def options_of_this_start(config: DictConfig) -> str:
+    """Return what `keep_options` keeps; nothing where Hydra did not start this.
+
+    Args:
+        config: ``conf/train.yaml``, composed, as Hydra hands it to a job.
+    """
+    if not HydraConfig.initialized():
+        return ""
+    hydra = HydraConfig.get()
+    kept = {
+        "overrides": list(hydra.overrides.task),
+        "choices": dict(hydra.runtime.choices),
+        "config": OmegaConf.to_container(config),
+    }
+    return OmegaConf.to_yaml(OmegaConf.create(kept))
+
+
+def keep_options(run_dir: Path, options: str) -> None:
+    """Keep the options with which training begins; what is finished of the run is so no more.
+
+    Raises:
+        OSError: they could not be written.
+    """
+    _kept(run_dir).parent.mkdir(exist_ok=True)
+    write_text(_kept(run_dir), options)
+    put_options_back(run_dir)  # another start may have been refused meanwhile
+    for path in (run_dir / "metrics.json", *run_dir.glob("variants/*/metrics.json")):
+        path.unlink(missing_ok=True)
 
 
 def put_options_back(run_dir: Path) -> None:
     """Let ``.hydra`` hold the options that training last began with, if it ever did."""
-    _copy(_kept(run_dir), run_dir / ".hydra")
+    kept = _read(run_dir)
+    for name in ("overrides", "config"):
+        path = run_dir / ".hydra" / f"{name}.yaml"
+        if kept is not None and path.exists():
+            write_text(path, OmegaConf.to_yaml(OmegaConf.create(kept[name])))
+
+
+def config_of(run_dir: Path) -> DictConfig | None:
+    """Return the config with which training last began, or None where it is not kept."""
+    kept = _read(run_dir)
+    return None if kept is None else OmegaConf.create(kept["config"])
 
 
 def figures_of_the_same(run_dir: Path, config: DictConfig) -> dict[str, float] | None:
@@ -38,12 +74,12 @@ def figures_of_the_same(run_dir: Path, config: DictConfig) -> dict[str, float] |
         run_dir: its directory.
         config: ``conf/train.yaml``, composed, as Hydra hands it to a job.
     """
-    if config.resume != "auto":
+    before = config_of(run_dir)
+    if config.resume != "auto" or before is None:
         return None
     try:
         figures: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
-        before = OmegaConf.load(_kept(run_dir) / "config.yaml")
-    except (OSError, ValueError, YAMLError):
+    except (OSError, ValueError):
         return None
     now = OmegaConf.create(OmegaConf.to_yaml(config))
     before.resume = now.resume
@@ -66,13 +102,15 @@ def going_on(arguments: list[str]) -> list[str]:
     others = [argument for argument in arguments if argument not in named]
     if not any(argument.lower() == "resume=true" for argument in others):
         raise InputError(f"{named[-1]} goes on with the run there; say so with resume=true.")
-    path = _options(folder) / "overrides.yaml"
-    try:
-        before = [str(entry) for entry in OmegaConf.load(path)]
-    except (OSError, YAMLError):
+    path, kept = _kept(folder), _read(folder)
+    if kept is None:
+        path = folder / ".hydra" / "overrides.yaml"
+        kept = {"overrides": _loaded(path), "choices": _choices(folder)}
+    if not isinstance(kept["overrides"], list):
         raise InputError(
             f"There is no run to go on with in {folder}: {path} is not there or damaged."
-        ) from None
+        )
+    before = [str(entry) for entry in kept["overrides"]]
     for entry in before:
         # A run that comes from elsewhere is data: it must not choose what the launcher executes.
         if not re.match(r"[+~]*(?!hydra\b)\w", entry):
@@ -82,35 +120,42 @@ def going_on(arguments: list[str]) -> list[str]:
     before = [entry for entry in before if not entry.startswith("resume=")]
     if any(argument.startswith("trainer=") for argument in others):
         before = [entry for entry in before if not re.match(MACHINE, entry)]
-        before += _chosen_by_trainer(folder, [*before, *others])
+        before += _chosen_by_trainer(kept["choices"], [*before, *others])
     place = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     return [*before, *others, f"hydra.run.dir='{place}'"]
 
 
-def _chosen_by_trainer(folder: Path, given: list[str]) -> list[str]:
+def _chosen_by_trainer(choices: Any, given: list[str]) -> list[str]:
     """Return the choices of a run that its own trainer may have made, and another one would not."""
-    with suppress(OSError, YAMLError, AttributeError, KeyError):
-        choices = OmegaConf.load(_options(folder) / "hydra.yaml").hydra.runtime.choices
-        return [
-            f"{group}={choices[group]}"
-            for group in ("inference", "update")
-            if re.fullmatch(r"\w+", str(choices[group]))
-            and not any(entry.startswith(f"{group}=") for entry in given)
-        ]
-    return []
+    return [
+        f"{group}={choices[group]}"
+        for group in ("inference", "update")
+        if isinstance(choices, Mapping)
+        and re.fullmatch(r"\w+", str(choices.get(group, "")))
+        and not any(entry.startswith(f"{group}=") for entry in given)
+    ]
+
+
+def _choices(run_dir: Path) -> Any:
+    """Return what Hydra wrote of the groups' choices in a run of a version before this one."""
+    found = _loaded(run_dir / ".hydra" / "hydra.yaml")
+    for key in ("hydra", "runtime", "choices"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _kept(run_dir: Path) -> Path:
-    return run_dir / ".hydra" / "begun"
+    return run_dir / ".hydra" / "begun.yaml"
 
 
-def _options(run_dir: Path) -> Path:
-    kept = _kept(run_dir)
-    return kept if (kept / WRITTEN[0]).exists() else run_dir / ".hydra"
+def _read(run_dir: Path) -> dict[str, Any] | None:
+    found = _loaded(_kept(run_dir))
+    whole = isinstance(found, dict) and {"overrides", "choices", "config"} <= found.keys()
+    return found if whole and isinstance(found["config"], dict) else None
 
 
-def _copy(source: Path, target: Path) -> None:
-    if all((source / name).exists() for name in WRITTEN):
-        target.mkdir(exist_ok=True)
-        for name in reversed(WRITTEN):  # the one that is asked for last
-            shutil.copyfile(source / name, target / name)
+def _loaded(path: Path) -> Any:
+    try:
+        return OmegaConf.to_container(OmegaConf.load(path))
+    except (OSError, ValueError, YAMLError):
+        return None

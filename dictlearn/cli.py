@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,8 +25,17 @@ from omegaconf.errors import OmegaConfBaseException
 from dictlearn.begun import figures_of_the_same, going_on, put_options_back
 from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, Stopped, nearest
-from dictlearn.launch import advice, is_main_process, launched, only_writer, run_directory
-from dictlearn.stopping import heard_by_worker, is_worker, stopped_as_a_whole, sweeps
+from dictlearn.launch import (
+    TRY_AGAIN,
+    advice,
+    is_main_process,
+    launched,
+    only_writer,
+    run_directory,
+    tell,
+)
+from dictlearn.stopping import hear_signals, in_sweep, sweep_signal
+from dictlearn.sweep import leave_sweep, sweep, sweeps
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +56,6 @@ HYDRA_FULL_ERROR=1 shows the stack trace of a mistake."""  # noqa: E501
 
 
 EVALUATIONS = ("inference",)
-TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main() -> None:
@@ -67,33 +75,43 @@ def train(arguments: list[str] | None = None) -> None:
 
     def task(config: DictConfig) -> float:
         from dictlearn.multirun import own_processes
+        from dictlearn.summary import show
         from dictlearn.training import train as run
 
+        hear_signals()  # a worker of joblib has no other place to begin
+        if sweep_signal() is not None:
+            return leave_sweep(Stopped("stopped before it had begun"))
         folder = Path(HydraConfig.get().runtime.output_dir)
         word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
         if word:
             log.warning(word)
-        with heard_by_worker():
-            try:
-                with only_writer(folder), _no_half_made_run(folder), own_processes():
-                    if figures := figures_of_the_same(folder, config):
-                        log.warning("This run has finished: choose another name= for a new one.")
-                    return shown(folder, figures or run(config, folder))
-            except Stopped as stopped:
-                _try_again(f"{stopped}; go on with: python train.py run={folder} resume=true")
-
-    def shown(folder: Path, metrics: dict[str, float]) -> float:
-        from dictlearn.summary import show
-
+        try:
+            with only_writer(folder), _no_half_made_run(folder), own_processes():
+                figures = figures_of_the_same(folder, config)
+                if figures and is_main_process():
+                    log.warning("This run has finished: choose another name= for a new one.")
+                figures = figures or run(config, folder)
+        except (InputError, OmegaConfBaseException):
+            if is_main_process():
+                put_options_back(folder)
+            raise
+        except Stopped as stopped:
+            line = f"{stopped}; go on with: python train.py run={folder} resume=true"
+            if not in_sweep() or any(folder.glob("checkpoints/*.ckpt")):
+                tell(line)
+            return leave_sweep(stopped) if in_sweep() else _try_again()
         if is_main_process():
-            show(folder, metrics)
-        return metrics.get("val/fvu", float("nan"))
+            show(folder, figures)
+        return figures.get("val/fvu", float("nan"))
 
+    hear_signals()  # a rank of a job of a sweep
     try:
         line = going_on(sys.argv[1:] if arguments is None else arguments)
     except InputError as error:
         _stop(str(error))
-    with stopped_as_a_whole() if sweeps(line) else nullcontext():
+    if sweeps(line):
+        sweep(lambda: _launch(task, "train", line))
+    else:
         _launch(task, "train", line)
 
 
@@ -141,21 +159,13 @@ def evaluate(arguments: list[str] | None = None) -> None:
     _launch(task, "evaluate", others)
 
 
-def _try_again(said: str) -> NoReturn:
-    """Say what was stopped and how to go on, and end with the code that means so.
+def _try_again() -> NoReturn:
+    """End with the code that means so.
 
     The other processes end with 0: at any other code a launcher would kill the first, which has
-    its histories to close. A worker goes on to live, since joblib would kill the others at its end.
+    its histories to close.
     """
-    if not is_main_process():
-        raise SystemExit(0)
-    sys.stderr.write(f"dictlearn: {said}\n")
-    if is_worker():
-        place = HydraConfig.get().sweep.dir
-        raise Stopped(
-            f"the sweep was stopped; go on with the same command, hydra.sweep.dir={place}"
-        )
-    raise SystemExit(TRY_AGAIN)
+    raise SystemExit(TRY_AGAIN if is_main_process() else 0)
 
 
 def _sentence(arguments: list[str]) -> tuple[str, list[str]]:
@@ -198,8 +208,6 @@ def _launch(
     try:
         _register_resolvers()
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
-    except Stopped as stopped:
-        _try_again(str(stopped))
     except InputError as error:
         if wants_trace:
             raise
@@ -211,8 +219,13 @@ def _launch(
     except Exception as error:
         # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
         ours = composed and not isinstance(error, HydraException | OmegaConfBaseException)
-        if wants_trace or ours:
+        if wants_trace or ours or sweep_signal() is not None:
             raise
+        if type(error).__module__.startswith("joblib"):
+            _stop(
+                "A worker of the sweep was ended from outside, perhaps for want of memory: lower "
+                "hydra.launcher.n_jobs; the same command and hydra.sweep.dir= of before goes on."
+            )
         _stop(explain(error, config_name, sys.argv[1:]))
     finally:
         sys.argv = command_line
@@ -243,8 +256,7 @@ def _if_main(value: object, other: object) -> object:
 def _no_half_made_run(folder: Path) -> Iterator[None]:
     """Take the run directory back when a mistake ends the run before its first checkpoint.
 
-    A directory that held anything before this launch (but Hydra's own files) keeps that, and has
-    the options of before.
+    A directory that held anything before this launch (but Hydra's own files) is left alone.
     """
     ours = {path.name for path in folder.iterdir()} <= {".hydra", "run.log"}
     fresh = ours and not Path.cwd().is_relative_to(folder.resolve())
@@ -257,14 +269,11 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
                 if parent.is_relative_to(Path.cwd() / "outputs"):
                     with suppress(OSError):
                         parent.rmdir()
-        elif is_main_process():
-            put_options_back(folder)
         raise
 
 
 def _stop(message: str) -> NoReturn:
-    if is_main_process():
-        sys.stderr.write(f"dictlearn: {message}\n")
+    tell(message)
     raise SystemExit(2)
 
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from torch import Tensor
 from yaml import YAMLError
 
+from dictlearn.begun import config_of
 from dictlearn.codes import Codes
 from dictlearn.configuration import build, plain
 from dictlearn.errors import InputError, choice, number, whole_number
@@ -132,14 +133,14 @@ def _held_out(run: Path, trained: TrainedDictionary, n: int) -> HeldOut:
 
 
 def _data(run: Path, trained: TrainedDictionary) -> DataModule:
-    path = run / ".hydra" / "config.yaml"
-    if not path.is_file():
+    kept, path = config_of(run), run / ".hydra" / "config.yaml"
+    if kept is None and not path.is_file():
         raise InputError(
             f"{run} has no .hydra/config.yaml, which says what text was held out: give the run "
             "directory as training left it."
         )
     try:
-        made = OmegaConf.load(path)
+        made = kept or OmegaConf.load(path)
     except (OSError, YAMLError) as error:
         raise InputError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
     if not isinstance(made, DictConfig):

@@ -11,6 +11,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 from dictlearn.errors import InputError
 
+TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 STAMP = "%Y-%m-%d_%H-%M-%S"
 LONGEST_NAME = 255  # bytes of one part of a path
 ELASTIC_ID = "TORCHELASTIC_RUN_ID"
@@ -41,6 +43,12 @@ def is_main_process() -> bool:
         # Around torchrun there may be SLURM, whose first node need not be torchrun's.
         return _count("RANK", 0) == 0
     return not any(_count(key, 0) for key in RANKS)
+
+
+def tell(sentence: str) -> None:
+    """Say something on the standard error, once for all processes."""
+    if is_main_process():
+        sys.stderr.write(f"dictlearn: {sentence}\n")
 
 
 def world() -> World | None:

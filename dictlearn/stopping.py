@@ -1,7 +1,8 @@
-"""A sweep with its jobs in workers is stopped as a whole: who is asked to stop tells the workers.
+"""A sweep is stopped as a whole: whoever hears a signal leaves a mark, and all jobs look for it.
 
-joblib would kill them. A signal may reach the sweep alone or all of its processes; so it is not
-handed on, where it would be a second one, but leaves a file that the jobs look for.
+joblib would kill the workers of a sweep that ends, and one job that stops would be followed by the
+next. A signal may reach the sweep, a worker or all of their processes; so it is not handed on,
+where it would be a second one.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,53 +22,64 @@ from typing import Any
 from dictlearn.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
-FOLDER = "DICTLEARN_SWEEP"
+SWEEP = "DICTLEARN_SWEEP"  # its process and its folder of marks, for all that it starts
 
 
-def sweeps(arguments: Sequence[str]) -> bool:
-    """Tell whether a command line asks Hydra for a sweep."""
-    return any(entry in ("-m", "--multirun", "hydra.mode=MULTIRUN") for entry in arguments)
+def in_sweep() -> bool:
+    """Tell whether this process is a sweep, or was started by one."""
+    return SWEEP in os.environ
 
 
 def is_worker() -> bool:
-    """Tell whether this process works on jobs of a sweep that another one has begun."""
-    return FOLDER in os.environ and multiprocessing.parent_process() is not None
+    """Tell whether this process was started by a sweep."""
+    return in_sweep() and os.environ[SWEEP].partition(":")[0] != str(os.getpid())
 
 
-def sweep_is_stopped() -> bool:
-    """Tell whether the sweep that this job belongs to, if any, was asked to stop."""
-    return FOLDER in os.environ and _mark().exists()
+def sweep_signal() -> signal.Signals | None:
+    """Return the signal that stops the sweep to which this process belongs, if there is any."""
+    if in_sweep():
+        with suppress(OSError, ValueError):
+            return signal.Signals(int(_mark("signal").read_text()))
+    return None
 
 
-@contextmanager
-def heard_by_worker() -> Iterator[None]:
-    """Let a signal that comes to a worker while nothing else listens stop the sweep, not end it.
-
-    Raises:
-        Stopped: the sweep was asked to stop before this job had begun.
-    """
-    if not is_worker() or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    if sweep_is_stopped():
-        raise Stopped("stopped before it had begun")
-    before = {number: signal.signal(number, lambda *_: _mark().touch()) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def stop_sweep(number: int) -> None:
+    """Let a signal stop the sweep to which this process belongs, if any."""
+    if in_sweep() and sweep_signal() is None:
+        with suppress(OSError):
+            _mark("signal").write_text(str(int(number)))
 
 
-def _mark() -> Path:
-    return Path(os.environ[FOLDER]) / "stopped"
+def leave_undone(requeue: bool = False) -> None:
+    """Note that a job of the sweep was stopped or not begun, and whether it wants its queue."""
+    with suppress(OSError):
+        _mark("requeue" if requeue else "undone").touch()
+
+
+def is_undone() -> bool:
+    """Tell whether something was left undone."""
+    return _mark("undone").exists() or wants_requeue()
+
+
+def wants_requeue() -> bool:
+    """Tell whether a job that was stopped wants to be put back into the queue."""
+    return _mark("requeue").exists()
+
+
+def hear_signals() -> None:
+    """Let signals stop the sweep that started this process, from now on; elsewhere do nothing."""
+    if is_worker() and threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, lambda number, _: stop_sweep(number))
 
 
 @contextmanager
 def stopped_as_a_whole() -> Iterator[None]:
-    """Let the first stop signal to this process ask the workers that it has; without any, and at
-    the second one, it does what it did before.
-    """  # noqa: D205
+    """Be a sweep: the first stop signal asks its jobs to stop, the second ends all at once.
+
+    Raises:
+        Stopped: by the first signal, while no worker is at work.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,18 +87,29 @@ def stopped_as_a_whole() -> Iterator[None]:
     before: dict[int, Any] = {}
 
     def ask(number: int, frame: FrameType | None) -> None:
-        signal.signal(number, before[number])
-        if multiprocessing.active_children():
-            _mark().touch()
-        else:
-            signal.raise_signal(number)
+        for each in SIGNALS:
+            signal.signal(each, end)
+        stop_sweep(number)
+        if not multiprocessing.active_children():
+            raise Stopped(f"stopped by {signal.Signals(number).name}")
 
-    os.environ[FOLDER] = str(folder)
+    def end(number: int, frame: FrameType | None) -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(number, before[number])
+        signal.raise_signal(number)
+
+    os.environ[SWEEP] = f"{os.getpid()}:{folder}"
     before.update({number: signal.signal(number, ask) for number in SIGNALS})
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        del os.environ[FOLDER]
+        del os.environ[SWEEP]
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mark(name: str) -> Path:
+    return Path(os.environ[SWEEP].partition(":")[2]) / name

@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -16,10 +16,10 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
 
 from dictlearn import processes
+from dictlearn.begun import options_of_this_start
 from dictlearn.callbacks.begun import KeepOptions
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.left_out import LeftOut
-from dictlearn.callbacks.requeue import requeue
 from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.callbacks.variants import callbacks
@@ -33,8 +33,10 @@ from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
 from dictlearn.mesh import data_processes, n_shards
 from dictlearn.noise import quiet
+from dictlearn.requeue import requeue
 from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.sharding import check_shards
+from dictlearn.stopping import in_sweep
 from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.committed import failure_of
@@ -44,6 +46,7 @@ from dictlearn.variants import named, own_figures, place_of, variant_configs
 log = logging.getLogger(__name__)
 
 Learner = DictionaryLearner | DictionaryEnsemble
+Hung = TypeVar("Hung", bound=pl.Callback)
 
 
 def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
@@ -87,7 +90,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             figures = _conclude(config, trainer, learner, data, run_dir)
     except BaseException as error:
         finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
-        if isinstance(error, Stopped) and error.requeue and trainer.is_global_zero:
+        wanted = isinstance(error, Stopped) and error.requeue and not in_sweep()
+        if wanted and trainer.is_global_zero:
             requeue()
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
@@ -102,6 +106,7 @@ def _conclude(
     config: DictConfig, trainer: pl.Trainer, learner: Learner, data: DataModule, run_dir: Path
 ) -> dict[str, float]:
     """Measure and save what was learned; return the figures of ``metrics.json``."""
+    _hung(trainer, KeepOptions).keep(trainer)
     figures = _held_out(trainer, learner, data)
     for callback in _saving(trainer):
         callback.finish(trainer)
@@ -165,11 +170,12 @@ def _trainer(
         for entry in hung:
             if isinstance(entry, RunCheckpoints):
                 entry.monitor = None  # there is no best
+    kept = KeepOptions(run_dir, options_of_this_start(config))
     trainer: pl.Trainer = build(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
-        callbacks=[*hung, Throughput(started), LeftOut(), KeepOptions(run_dir)],
+        callbacks=[*hung, Throughput(started), LeftOut(), kept],
         plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )
@@ -195,6 +201,10 @@ def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:
     return [entry for entry in trainer.checkpoint_callbacks if isinstance(entry, RunCheckpoints)]
 
 
+def _hung(trainer: pl.Trainer, kind: type[Hung]) -> Hung:
+    return next(entry for entry in trainer.callbacks if isinstance(entry, kind))  # type: ignore[attr-defined]
+
+
 def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
@@ -206,9 +216,7 @@ def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[s
 
 
 def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
-    hung: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    throughput = next(c for c in hung if isinstance(c, Throughput))
-    left_out = next(c for c in hung if isinstance(c, LeftOut))
+    throughput, left_out = _hung(trainer, Throughput), _hung(trainer, LeftOut)
     optimizer: Any = next(iter(trainer.optimizers), None)
     optimizers = getattr(optimizer, "parts", [optimizer])
     skipped = {

@@ -1,4 +1,4 @@
-"""One signal stops a whole sweep: its workers find a mark, and are not signalled twice."""
+"""One signal stops a whole sweep: its jobs find a mark, and are not signalled twice."""
 
 import multiprocessing
 import os
@@ -9,76 +9,110 @@ from pathlib import Path
 
 import pytest
 
+from dictlearn import stopping
 from dictlearn.callbacks.signals import StopSignals
 from dictlearn.errors import Stopped
 from dictlearn.stopping import (
-    FOLDER,
-    heard_by_worker,
+    SWEEP,
+    hear_signals,
+    in_sweep,
     is_worker,
+    stop_sweep,
     stopped_as_a_whole,
-    sweep_is_stopped,
-    sweeps,
+    sweep_signal,
 )
+from dictlearn.sweep import leave_sweep, sweep, sweeps
 
 
 def test_what_asks_for_a_sweep() -> None:
     assert sweeps(["-m", "seed=1,2"])
     assert sweeps(["seed=1", "--multirun"])
-    assert not sweeps(["seed=1", "name=-m"])
+    assert sweeps(["++hydra.mode=MULTIRUN"])
+    assert not sweeps(["seed=1", "name=-m", "hydra.mode=RUN"])
 
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Signals that come to whoever listened before the sweep."""
     numbers: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda number, _: numbers.append(number))
-    monkeypatch.delenv(FOLDER, raising=False)
+    before = {n: signal.getsignal(n) for n in stopping.SIGNALS}
+    for number in stopping.SIGNALS:
+        signal.signal(number, lambda number, _: numbers.append(number))
+    monkeypatch.delenv(SWEEP, raising=False)
     yield numbers
-    signal.signal(signal.SIGUSR1, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_without_workers_a_signal_does_what_it_did(heard: list[int]) -> None:
+def test_without_workers_a_signal_ends_the_job_and_the_sweep(heard: list[int]) -> None:
     with stopped_as_a_whole():
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert heard == [signal.SIGUSR1]
-        assert not sweep_is_stopped()
-        folder = Path(os.environ[FOLDER])
+        assert (in_sweep(), is_worker()) == (True, False)
+        folder = Path(os.environ[SWEEP].partition(":")[2])
+        with pytest.raises(Stopped, match="stopped by SIGUSR1"):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert sweep_signal() == signal.SIGUSR1
     assert not folder.exists()
-    assert FOLDER not in os.environ
+    assert not in_sweep()
+    assert heard == []
 
 
 def test_with_workers_the_first_signal_leaves_a_mark(heard: list[int]) -> None:
-    """C4 a signal to a sweep in workers: they are told to save, and a second one ends it."""
+    """C4 a signal to a sweep in workers: they are told to save, and a second one ends all."""
     with stopped_as_a_whole():
         worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         worker.start()
         with StopSignals() as listening:
             assert listening.received is None
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert (sweep_is_stopped(), heard) == (True, [])
+        assert (sweep_signal(), heard) == (signal.SIGUSR1, [])
         with StopSignals() as listening:
-            assert listening.received == signal.SIGTERM
-        os.kill(os.getpid(), signal.SIGUSR1)
-        assert heard == [signal.SIGUSR1]
-        worker.kill()
-        worker.join()
+            assert listening.received == signal.SIGUSR1
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+        worker.join(10)
+        assert worker.exitcode == -signal.SIGKILL
 
 
 def _worker() -> None:
     assert is_worker()
-    with heard_by_worker():
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert sweep_is_stopped()
-    with pytest.raises(Stopped, match="before it had begun"), heard_by_worker():
-        pass
+    hear_signals()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert sweep_signal() == signal.SIGTERM
+    stop_sweep(signal.SIGUSR1)  # the first one counts
+    assert sweep_signal() == signal.SIGTERM
+    assert leave_sweep(Stopped("")) != 0
 
 
-def test_a_signal_to_a_worker_that_is_starting_stops_the_sweep(heard: list[int]) -> None:
+def test_a_signal_to_a_worker_stops_the_sweep(
+    heard: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     """C4 SIGTERM to a worker that has not begun to train: it lives on, and the sweep stops."""
-    assert not is_worker()
-    with stopped_as_a_whole():
+
+    def launch() -> None:
         worker = multiprocessing.get_context("fork").Process(target=_worker)
         worker.start()
         worker.join()
         assert worker.exitcode == 0
-        assert sweep_is_stopped()
+
+    with pytest.raises(SystemExit) as stop:
+        sweep(launch)
+    assert stop.value.code == 75
+    assert "stopped by SIGTERM; go on with the same command" in capsys.readouterr().err
+
+
+def test_a_signal_that_comes_when_all_is_done_is_no_news(heard: list[int]) -> None:
+    def launch() -> None:
+        with StopSignals() as listening:
+            os.kill(os.getpid(), signal.SIGTERM)
+            while listening.received is None:
+                time.sleep(0.001)
+
+    sweep(launch)
+
+
+def test_a_sweep_that_fails_by_itself_fails(heard: list[int]) -> None:
+    def launch() -> None:
+        raise KeyError("ours")
+
+    with pytest.raises(KeyError, match="ours"):
+        sweep(launch)

@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import pytorch_lightning as pl
 
-from dictlearn.stopping import sweep_is_stopped
+from dictlearn.stopping import stop_sweep, sweep_signal
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
@@ -30,7 +30,7 @@ class StopSignals:
         signals: those that ask to stop.
 
     Attributes:
-        received: the signal that came first, or None; SIGTERM where a whole sweep is stopped.
+        received: the signal that came first, or that stops the sweep of this run, or None.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class StopSignals:
 
     @property
     def received(self) -> signal.Signals | None:  # noqa: D102 - an attribute, see above
-        return signal.SIGTERM if self._received is None and sweep_is_stopped() else self._received
+        return self._received or sweep_signal()
 
     def install(self) -> None:
         """Take the signals over; outside the main thread, where no handler is allowed, do not."""
@@ -60,9 +60,11 @@ class StopSignals:
         threading.Thread(target=self._listen, args=(reader,), daemon=True).start()
 
     def remove(self) -> None:
-        """Give the signals back."""
+        """Give the signals back; what was heard also stops the sweep of this run, if any."""
         if self._ears is None:
             return
+        if self._received is not None:
+            stop_sweep(self._received)
         for number, handler in self._before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         signal.set_wakeup_fd(self._wakeup_before)

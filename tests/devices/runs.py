@@ -79,6 +79,7 @@ def cache() -> None:
 def resume(name: str) -> None:
     """Stop a run after five steps by a signal, and go on from its checkpoint."""
     from dictlearn import cli
+    from dictlearn.launch import TRY_AGAIN
     from dictlearn.learner import DictionaryLearner
 
     def stop(learner: DictionaryLearner, *_: object) -> None:
@@ -88,7 +89,7 @@ def resume(name: str) -> None:
     shutil.rmtree(name, ignore_errors=True)
     DictionaryLearner.on_train_batch_end = stop  # type: ignore[assignment, method-assign]
     try:
-        with pytest.raises(SystemExit, match=str(cli.TRY_AGAIN)):
+        with pytest.raises(SystemExit, match=str(TRY_AGAIN)):
             train(name)
     finally:
         del DictionaryLearner.on_train_batch_end

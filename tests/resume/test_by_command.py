@@ -56,7 +56,8 @@ def test_a_run_goes_on_by_itself_with_the_options_it_began_with_only(
     tmp_path: Path, text_folder: Path
 ) -> None:
     """C12 another option is given in the directory of a run that was stopped: refused by its name;
-    the options of before are kept and go on, and a finished run is not done again.
+    the options of before are kept and go on until others are given by resume=true, and a finished
+    run is not done again.
     """
     command = [*SMALL, f"text.path={text_folder}", "inference=unrolled", "update=adam"]
     command.append("hydra.run.dir=out")
@@ -67,15 +68,23 @@ def test_a_run_goes_on_by_itself_with_the_options_it_began_with_only(
     with launched(tmp_path, [*command, "prox.k=9"]) as run:
         assert run.end(60) == 2, run.said()
         assert "began with prox.k=8 and now has 9" in run.said()
+    kept = tmp_path / "out" / ".hydra" / "config.yaml"
+    assert OmegaConf.load(kept).prox.k == 8
+    with launched(tmp_path, ["run=out", "resume=true", "prox.k=9"]) as run:
+        run.wait_for("step 28 of")
+        os.kill(run.ranks()[0], signal.SIGTERM)
+        assert run.end(60) == 75, run.said()
     with launched(tmp_path, ["run=out", "resume=true"]) as run:
         assert run.end(120) == 0, run.said()
         assert "Going on from step" in run.said()
+    assert OmegaConf.load(kept).prox.k == 9
+    assert getattr(load(tmp_path / "out").prox, "k", None) == 9
     figures = (tmp_path / "out" / "metrics.json").read_bytes()
-    with launched(tmp_path, [*command, "prox.k=9"]) as run:
+    with launched(tmp_path, command) as run:
         assert run.end(60) == 2, run.said()
         assert "already holds a run" in run.said()
-    assert OmegaConf.load(tmp_path / "out" / ".hydra" / "config.yaml").prox.k == 8
-    with launched(tmp_path, command) as run:
+    assert OmegaConf.load(kept).prox.k == 9
+    with launched(tmp_path, [*command, "prox.k=9"]) as run:
         assert run.end(60) == 0, run.said()
         assert "This run has finished" in run.said()
         assert "Held-out text" in run.said()

@@ -1,0 +1,66 @@
+"""A sweep and its end: with 75 if it was stopped and something is left to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from hydra.core.hydra_config import HydraConfig
+
+from dictlearn.errors import Stopped
+from dictlearn.launch import TRY_AGAIN, is_main_process, tell
+from dictlearn.requeue import requeue
+from dictlearn.stopping import (
+    is_undone,
+    is_worker,
+    leave_undone,
+    stopped_as_a_whole,
+    sweep_signal,
+    wants_requeue,
+)
+
+
+def sweeps(arguments: Sequence[str]) -> bool:
+    """Tell whether a command line asks Hydra for a sweep."""
+    return any(re.match(r"-m$|--m|\+*hydra\.mode=MULTIRUN$", entry) for entry in arguments)
+
+
+def sweep(launch: Callable[[], object]) -> None:
+    """Launch a sweep, and say how to go on if it was stopped before all was done.
+
+    Raises:
+        SystemExit: it was.
+    """
+    with stopped_as_a_whole():
+        try:
+            launch()
+        except BaseException:  # whatever a launcher makes of workers that were stopped
+            if sweep_signal() is None:
+                raise
+            leave_undone()
+        if (number := sweep_signal()) is not None and is_undone():
+            place = HydraConfig.get().sweep.dir if HydraConfig.initialized() else "DIR"
+            tell(
+                f"the sweep was stopped by {number.name}; go on with the same command and "
+                f"hydra.sweep.dir={place}"
+            )
+            if wants_requeue():
+                requeue()
+            raise SystemExit(TRY_AGAIN)
+
+
+def leave_sweep(stopped: Stopped) -> float:
+    """Note that a job was stopped. A worker lives on: joblib would kill the others at its end.
+
+    Returns:
+        What such a job has found, which is nothing.
+
+    Raises:
+        SystemExit: this process is no worker.
+    """
+    if not is_main_process():
+        raise SystemExit(0)
+    leave_undone(stopped.requeue)
+    if is_worker():
+        return float("nan")
+    raise SystemExit(TRY_AGAIN)
