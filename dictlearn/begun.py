@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,16 @@ def keep_options(run_dir: Path, options: str) -> None:
 
 
 def put_options_back(run_dir: Path) -> None:
-    """Let ``.hydra`` hold the options that training last began with, if it ever did."""
+    """Let ``.hydra`` hold the options that training last began with, if it ever did and can."""
     kept = _read(run_dir)
-    for name in ("overrides", "config"):
-        path = run_dir / ".hydra" / f"{name}.yaml"
-        if kept is not None and path.exists():
-            write_text(path, OmegaConf.to_yaml(OmegaConf.create(kept[name])))
+    for name in () if kept is None else ("overrides", "config"):
+        path, text = (
+            run_dir / ".hydra" / f"{name}.yaml",
+            OmegaConf.to_yaml(OmegaConf.create(kept[name])),
+        )
+        with suppress(OSError):
+            if path.read_text(encoding="utf-8") != text:
+                write_text(path, text)
 
 
 def config_of(run_dir: Path) -> DictConfig | None:

@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn.begun import figures_of_the_same, going_on, put_options_back
 from dictlearn.configuration import config_dir, explain
-from dictlearn.errors import InputError, Stopped, nearest
+from dictlearn.errors import InputError, Stopped, nearest, told_of_disk
 from dictlearn.launch import (
     TRY_AGAIN,
     advice,
@@ -212,15 +212,14 @@ def _launch(
         if wants_trace:
             raise
         _stop(str(error))
-    except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        if wants_trace:
-            raise
-        _stop(f"{error.filename} cannot be written: choose another hydra.run.dir=DIR.")
     except Exception as error:
         # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
         ours = composed and not isinstance(error, HydraException | OmegaConfBaseException)
+        ours = ours and not told_of_disk(error)
         if wants_trace or ours or sweep_signal() is not None:
             raise
+        if sentence := told_of_disk(error):
+            _stop(sentence)
         if type(error).__module__.startswith("joblib"):
             _stop(
                 "A worker of the sweep was ended from outside, perhaps for want of memory: lower "

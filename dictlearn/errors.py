@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class InputError(ValueError):
@@ -28,6 +31,16 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
     def __init__(self, message: str, requeue: bool = False) -> None:
         super().__init__(message)
         self.requeue = requeue
+
+
+def told_of_disk(error: BaseException) -> str | None:
+    """Return a sentence about a place that cannot be written; None if it is another error."""
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):
+        return f"{error.filename} cannot be written: choose another hydra.run.dir=DIR."
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        place = error.filename or "A file"
+        return f"{place} cannot be written ({error.strerror}): make room on that disk."
+    return None
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

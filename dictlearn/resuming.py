@@ -51,5 +51,6 @@ def refuse_finished(found: Committed | None, n_steps: int, run_dir: Path) -> Non
     """
     if found is not None and found.step >= n_steps and (run_dir / "metrics.json").exists():
         raise InputError(
-            f"{run_dir} has finished after {found.step} steps: raise max_vectors to train on."
+            f"{run_dir} has finished after {found.step} steps, and {n_steps} are asked for: raise "
+            "max_vectors to train on, with as many vectors a step of all processes as before."
         )

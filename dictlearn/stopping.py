@@ -50,15 +50,25 @@ def stop_sweep(number: int) -> None:
             _mark("signal").write_text(str(int(number)))
 
 
-def leave_undone(requeue: bool = False) -> None:
-    """Note that a job of the sweep was stopped or not begun, and whether it wants its queue."""
+def leave_undone(place: str, requeue: bool = False) -> None:
+    """Note that a job of the sweep was stopped or not begun, and whether it wants its queue.
+
+    Args:
+        place: the folder of the sweep, as far as it is known.
+        requeue: whether a scheduler is to be asked to start the sweep again.
+    """
     with suppress(OSError):
-        _mark("requeue" if requeue else "undone").touch()
+        if place or not _mark("undone").exists():
+            _mark("undone").write_text(place)
+        if requeue:
+            _mark("requeue").touch()
 
 
-def is_undone() -> bool:
-    """Tell whether something was left undone."""
-    return _mark("undone").exists() or wants_requeue()
+def undone() -> str | None:
+    """Return the folder of the sweep if something in it was left undone, else None."""
+    with suppress(OSError):
+        return _mark("undone").read_text()
+    return None
 
 
 def wants_requeue() -> bool:

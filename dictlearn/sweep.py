@@ -11,11 +11,11 @@ from dictlearn.errors import Stopped
 from dictlearn.launch import TRY_AGAIN, is_main_process, tell
 from dictlearn.requeue import requeue
 from dictlearn.stopping import (
-    is_undone,
     is_worker,
     leave_undone,
     stopped_as_a_whole,
     sweep_signal,
+    undone,
     wants_requeue,
 )
 
@@ -37,13 +37,10 @@ def sweep(launch: Callable[[], object]) -> None:
         except BaseException:  # whatever a launcher makes of workers that were stopped
             if sweep_signal() is None:
                 raise
-            leave_undone()
-        if (number := sweep_signal()) is not None and is_undone():
-            place = HydraConfig.get().sweep.dir if HydraConfig.initialized() else "DIR"
-            tell(
-                f"the sweep was stopped by {number.name}; go on with the same command and "
-                f"hydra.sweep.dir={place}"
-            )
+            leave_undone("")
+        if (number := sweep_signal()) is not None and (place := undone()) is not None:
+            with_ = f" and hydra.sweep.dir={place}" if place else ""
+            tell(f"the sweep was stopped by {number.name}; go on with the same command{with_}")
             if wants_requeue():
                 requeue()
             raise SystemExit(TRY_AGAIN)
@@ -60,7 +57,8 @@ def leave_sweep(stopped: Stopped) -> float:
     """
     if not is_main_process():
         raise SystemExit(0)
-    leave_undone(stopped.requeue)
+    place = HydraConfig.get().sweep.dir if HydraConfig.initialized() else ""
+    leave_undone(place, stopped.requeue)
     if is_worker():
         return float("nan")
     raise SystemExit(TRY_AGAIN)

@@ -27,7 +27,7 @@ from dictlearn.cluster import check_world, environments, meet_again
 from dictlearn.composing import compose, compose_several, told_of
 from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.ensemble import DictionaryEnsemble, learners
-from dictlearn.errors import InputError, Stopped, nearest, number, whole_number
+from dictlearn.errors import NO_ROOM, InputError, Stopped, nearest, number, whole_number
 from dictlearn.hidden_states import DataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
@@ -95,6 +95,11 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
             requeue()
         if isinstance(error, MisconfigurationException):
             raise InputError(" ".join(str(error).split())) from error
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise InputError(
+                f"{run_dir} cannot be written ({error.strerror}): make room on that disk, then go "
+                "on with run=DIR resume=true."
+            ) from error
         if _is_out_of_memory(error):
             raise InputError(_too_large(config, data, trainer.global_step)) from error
         raise
@@ -165,7 +170,7 @@ def _trainer(
 ) -> pl.Trainer:
     whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
     share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
-    loggers = [build(node) for node in (config.get("logger") or {}).values()]
+    loggers = [build(node) for node in (config.get("logger") or {}).values() if node is not None]
     if not _validates(config, data):
         for entry in hung:
             if isinstance(entry, RunCheckpoints):

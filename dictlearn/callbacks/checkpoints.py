@@ -195,9 +195,9 @@ class RunCheckpoints(Checkpoint):
             if trainer.is_global_zero and failure is None:
                 failure = storage.failure_of([lambda: self._commit(trainer, path, step, best)])
             failed = trainer.strategy.broadcast(failure is not None)
-            if not failed and self.also:
-                failure = storage.failure_of(self.also)
-                failed = trainer.strategy.broadcast(failure is not None)
+            lost = None if failed else storage.failure_of(self.also)
+            if lost is not None:
+                log.warning("%s is whole, what goes with it could not be written: %s", path, lost)
             self._saved_step, self._saved_at = step, time.monotonic()
         if failed:
             self._missed(path, failure)

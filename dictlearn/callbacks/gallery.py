@@ -155,7 +155,11 @@ class FactorGallery(pl.Callback):
         seen = Observed.join(parts)
         log.debug("Factor gallery: %d codes, %.0f MB", len(seen.value), seen.nbytes() / 1e6)
         page = self._page(trainer, pl_module, seen, n_atoms, skipped)
-        write_text(self.path, render(page))
+        try:
+            write_text(self.path, render(page))
+        except OSError as error:
+            log.warning("The page %s could not be written (%s): the run goes on.", self.path, error)
+            return
         prefix = getattr(trainer, "prefix", "")  # of one dictionary of several
         log_page(trainer.loggers, self.path, trainer.global_step, prefix)
 

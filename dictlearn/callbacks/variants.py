@@ -33,7 +33,8 @@ def callbacks(
     Raises:
         InputError: an option is wrong.
     """
-    built = {key: build(node) for key, node in (config.get("callbacks") or {}).items()}
+    nodes = (config.get("callbacks") or {}).items()
+    built = {key: build(node) for key, node in nodes if node is not None}
     made: list[pl.Callback] = []
     for key, callback in built.items():
         if variants and isinstance(callback, OF_ONE):

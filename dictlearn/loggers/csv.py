@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import os
 from argparse import Namespace
 from collections.abc import Iterable, Mapping
@@ -16,7 +17,10 @@ from torch import Tensor
 
 from dictlearn.storage.atomic import write_text
 
+log = logging.getLogger(__name__)
+
 STEP = "step"
+NAME = "metrics.csv"
 
 
 class CsvHistory:
@@ -84,13 +88,15 @@ class CsvLogger(Logger):
         save_dir: the run directory.
 
     Attributes:
-        n_rows: rows written so far, in this process and in those that it goes on from.
+        n_rows: rows logged so far, in this process and in those that it goes on from.
     """
 
     def __init__(self, save_dir: str | Path) -> None:
         super().__init__()
         self._folder = Path(save_dir)
         self._history: CsvHistory | None = None
+        self._waiting: list[dict[str, Any]] = []
+        self._told = False
         self.n_rows = 0
 
     @property
@@ -117,8 +123,30 @@ class CsvLogger(Logger):
             step: of the optimizer.
         """
         values = {key: v.item() if isinstance(v, Tensor) else v for key, v in metrics.items()}
-        self._table().append({STEP: step, **values})
+        self._waiting.append({STEP: step, **values})
         self.n_rows += 1
+        self._write()
+
+    def _write(self) -> None:
+        """Write the rows that wait; where there is no room for one it waits on."""
+        try:
+            while self._waiting:
+                self._table().append(self._waiting[0])
+                del self._waiting[0]
+        except OSError as error:
+            self._history = None  # opened anew, it drops half a row
+            if not self._told:
+                log.warning(
+                    "%s could not be written (%s): the run goes on, and the rows wait for room.",
+                    self._folder / NAME,
+                    error,
+                )
+            self._told = True
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Write the rows that wait, the last time."""
+        self._write()
 
     @rank_zero_only
     def rewind(self, n_rows: int) -> None:
@@ -131,7 +159,7 @@ class CsvLogger(Logger):
     def _table(self) -> CsvHistory:
         if self._history is None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._history = CsvHistory(self._folder / "metrics.csv")
+            self._history = CsvHistory(self._folder / NAME)
         return self._history
 
     @rank_zero_only

@@ -123,3 +123,33 @@ def test_a_killed_process_leaves_every_row_that_it_had_logged(rows: int, tmp_pat
     with history.path.open() as file:
         table = list(csv.DictReader(file))
     assert [int(row["step"]) for row in table] == list(range(len(history)))
+
+
+def test_rows_wait_for_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A3 the disk is full: one warning, the run goes on, and its rows are written once there is
+    room again.
+    """
+    logger = CsvLogger(tmp_path)
+    logger.log_metrics({"a": 1.0}, step=1)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as change:
+        change.setattr(Path, "open", full)
+        logger.log_metrics({"a": 2.0}, step=2)
+        change.setattr("dictlearn.loggers.csv.write_text", full)
+        logger.log_metrics({"a": 3.0, "b": 1.0}, step=3)
+    assert logger.n_rows == 3
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("2,2.")  # as far as there was room
+    logger.finalize("success")
+    assert (tmp_path / "metrics.csv").read_text().splitlines() == [
+        "step,a,b",
+        "1,1.0,",
+        "2,2.0,",
+        "3,3.0,1.0",
+    ]
+    assert [r.getMessage().count("No space left") for r in caplog.records] == [1]

@@ -19,7 +19,8 @@ from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.storage import committed as committed_files
 from dictlearn.storage.committed import Committed, committed, newest_whole
 from tests.integration.test_mistakes import FAST
-from tests.resume.processes import launched
+from tests.resume.interrupted import history
+from tests.resume.processes import SMALL, launched
 from tests.small_run import small_data, small_learner, small_trainer
 
 
@@ -145,3 +146,42 @@ def test_a_dictionary_that_cannot_be_written_costs_the_others_nothing(
         training._save(tmp_path, first, data, {})
     assert asked == [tmp_path / "variants" / name / "dictionary" for name in "ab"]
     assert (tmp_path / "variants" / "b" / ".hydra" / "config.yaml").is_file()
+
+
+@pytest.mark.slow
+def test_a_run_with_all_that_it_writes_stands_a_full_disk(
+    small_disk: Path, tmp_path: Path, text_folder: Path
+) -> None:
+    """A3 a disk is full while a run writes checkpoints, history, page and dictionary: one sentence
+    ends it in the end, and once there is room it goes on to the same figures.
+    """
+    command = [*SMALL, f"text.path={text_folder}", "dictionary.n_atoms=48", "prox.k=4"]
+    command += ["callbacks.checkpoint.every_steps=8", "callbacks.gallery.per_layer=2"]
+    with launched(tmp_path, [*command, "hydra.run.dir=straight"]) as run:
+        assert run.end(300) == 0, run.said()
+    out, ballast = small_disk / "out", small_disk / "ballast"
+    with launched(tmp_path, [*command, f"hydra.run.dir={out}"]) as run:
+        run.wait_for("step 14 of")
+        ballast.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
+        assert run.end(300) == 2, run.said()
+        said = run.said()
+    assert "Traceback" not in said
+    assert "3 checkpoints in a row could not be written" in said
+    assert "metrics.csv could not be written" in said
+    ballast.unlink()
+    with launched(tmp_path, [f"run={out}", "resume=true"]) as run:
+        assert run.end(300) == 0, run.said()
+    assert history(tmp_path / "straight") == history(out)
+
+
+def test_a_disk_that_is_full_at_the_start_is_told(small_disk: Path, text_folder: Path) -> None:
+    """A3 the disk is full when a run begins: one sentence that says so."""
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(os.statvfs(small_disk).f_bavail * 4096))
+    options = [*FAST, "text=local", f"text.path={text_folder}", f"hydra.run.dir={small_disk}/run"]
+    with launched(text_folder.parent, options) as run:
+        assert run.end(60) == 2
+        said = run.said()
+    assert "Traceback" not in said
+    assert "No space left on device" in said
+    assert "composed" not in said

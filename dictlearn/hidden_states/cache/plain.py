@@ -168,13 +168,13 @@ def read_vectors(path: Path) -> Tensor:
     Raises:
         InputError: there are none, or more than one such array.
     """
+    if not path.exists():
+        raise InputError(f"hidden_states.path={path} is not there.")
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"hidden_states.path={path} is neither a folder that dictlearn cache wrote nor a"
             f" {', '.join(SUFFIXES)} file of vectors."
         )
-    if not path.is_file():
-        raise InputError(f"hidden_states.path={path} is not there.")
     arrays = _arrays(path)
     fitting = [array for array in arrays if array.ndim == 2 and array.is_floating_point()]
     if len(fitting) != 1 or not fitting[0].numel():
