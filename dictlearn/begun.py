@@ -55,12 +55,10 @@ def keep_options(run_dir: Path, options: str) -> None:
 
 def put_options_back(run_dir: Path) -> None:
     """Let ``.hydra`` hold the options that training last began with, if it ever did and can."""
-    kept = _read(run_dir)
-    for name in () if kept is None else ("overrides", "config"):
-        path, text = (
-            run_dir / ".hydra" / f"{name}.yaml",
-            OmegaConf.to_yaml(OmegaConf.create(kept[name])),
-        )
+    kept = _read(run_dir) or {}
+    for name in ("overrides", "config") if kept else ():
+        path = run_dir / ".hydra" / f"{name}.yaml"
+        text = OmegaConf.to_yaml(OmegaConf.create(kept[name]))
         with suppress(OSError):
             if path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
