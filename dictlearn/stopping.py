@@ -22,12 +22,13 @@ from typing import Any
 from dictlearn.errors import Stopped
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+SUBMITTED = "SUBMITIT_EXECUTOR"
 SWEEP = "DICTLEARN_SWEEP"  # its process and its folder of marks, for all that it starts
 
 
 def in_sweep() -> bool:
-    """Tell whether this process is a sweep, or was started by one."""
-    return SWEEP in os.environ
+    """Tell whether this process is a sweep, or works for one; jobs of submitit are on their own."""
+    return SWEEP in os.environ and SUBMITTED not in os.environ
 
 
 def is_worker() -> bool:

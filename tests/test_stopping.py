@@ -73,6 +73,17 @@ def test_with_workers_the_first_signal_leaves_a_mark(heard: list[int]) -> None:
         assert worker.exitcode == -signal.SIGKILL
 
 
+def test_a_job_of_submitit_is_stopped_and_requeued_alone(
+    heard: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with stopped_as_a_whole():
+        monkeypatch.setenv(stopping.SUBMITTED, "slurm")
+        assert (in_sweep(), is_worker(), sweep_signal()) == (False, False, None)
+        stop_sweep(signal.SIGUSR1)
+        monkeypatch.delenv(stopping.SUBMITTED)
+        assert sweep_signal() is None
+
+
 def _worker() -> None:
     assert is_worker()
     hear_signals()
