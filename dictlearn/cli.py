@@ -96,9 +96,8 @@ def train(arguments: list[str] | None = None) -> None:
                 put_options_back(folder)
             raise
         except Stopped as stopped:
-            line = f"{stopped}; go on with: python train.py run={folder} resume=true"
             if not in_sweep() or any(folder.glob("checkpoints/*.ckpt")):
-                tell(line)
+                tell(f"{stopped}; go on with: python train.py run={folder} resume=true")
             return leave_sweep(stopped) if in_sweep() else _try_again()
         if is_main_process():
             show(folder, figures)
