@@ -74,11 +74,11 @@ def train(arguments: list[str] | None = None) -> None:
     """Train a dictionary: ``dictlearn train`` and ``python train.py``."""
 
     def task(config: DictConfig) -> float:
+        hear_signals()  # a worker of joblib has no other place to begin
         from dictlearn.multirun import own_processes
         from dictlearn.summary import show
         from dictlearn.training import train as run
 
-        hear_signals()  # a worker of joblib has no other place to begin
         if sweep_signal() is not None:
             return leave_sweep(Stopped("stopped before it had begun"))
         folder = Path(HydraConfig.get().runtime.output_dir)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -85,8 +85,12 @@ def hear_signals() -> None:
 
 
 @contextmanager
-def stopped_as_a_whole() -> Iterator[None]:
+def stopped_as_a_whole(imported: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """Be a sweep: the first stop signal asks its jobs to stop, the second ends all at once.
+
+    Args:
+        imported: whether a job has imported what it needs; torch does not stand it to be stopped
+            in the middle of that.
 
     Raises:
         Stopped: by the first signal, while no worker is at work.
@@ -101,7 +105,7 @@ def stopped_as_a_whole() -> Iterator[None]:
         for each in SIGNALS:
             signal.signal(each, end)
         stop_sweep(number)
-        if not multiprocessing.active_children():
+        if imported() and not multiprocessing.active_children():
             raise Stopped(f"stopped by {signal.Signals(number).name}")
 
     def end(number: int, frame: FrameType | None) -> None:

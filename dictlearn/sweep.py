@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Sequence
 
 from hydra.core.hydra_config import HydraConfig
@@ -31,7 +32,7 @@ def sweep(launch: Callable[[], object]) -> None:
     Raises:
         SystemExit: it was.
     """
-    with stopped_as_a_whole():
+    with stopped_as_a_whole(lambda: hasattr(sys.modules.get("dictlearn.training"), "train")):
         try:
             launch()
         except BaseException:  # whatever a launcher makes of workers that were stopped
