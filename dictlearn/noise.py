@@ -15,6 +15,7 @@ _WARNINGS = (
     ".*ModelCheckpoint.* `monitor`.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*smaller than the logging interval.*",
+    ".*Total length of .* across ranks is zero.*",
 )
 
 

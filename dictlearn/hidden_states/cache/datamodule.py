@@ -8,6 +8,7 @@ there are.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Generator, Iterable, Iterator
@@ -28,6 +29,8 @@ from dictlearn.hidden_states.order import PER_STEP
 from dictlearn.hidden_states.permutation import Integers, Permutation
 from dictlearn.hidden_states.statistics import Normalization
 from dictlearn.hidden_states.validation import ValidationBatches, choose_blocks
+
+log = logging.getLogger(__name__)
 
 LANES = StreamOptions.lanes
 """Held-out blocks come in multiples of that, as in a live stream with its default."""
@@ -165,6 +168,11 @@ class CachedDataModule(DataModule):
         numbers = choose_blocks(rows, options.validation_vectors, lanes, world, self.seed)
         self.n_validation_vectors = int(rows[numbers].sum())
         if not len(numbers):
+            if self.text.validation_fraction and options.validation_vectors and rank == 0:
+                log.warning(
+                    "%s has nothing sound that is held out: there will be no held-out figures.",
+                    self.source.path,
+                )
             return []
         return ValidationBatches(blocks, numbers, rank, world, options.batch_size)
 

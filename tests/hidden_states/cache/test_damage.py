@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -205,6 +206,18 @@ def test_held_out_blocks_behind_a_left_out_shard_keep_their_vectors(pristine: Pa
         after = cached(pristine, on_damage="skip").source.held_out
         found = after.extract(np.arange(len(after)))
     assert all(torch.equal(a, b) for a, b in zip(rest, found, strict=True))
+
+
+def test_nothing_sound_held_out_is_said(pristine: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A5 no held-out shard is sound, on_damage=skip: a warning says what there will not be."""
+    with contextlib.ExitStack() as stack:
+        for shard in manifests.read(pristine).validation:
+            path = pristine / shard.file
+            path.write_bytes(stack.enter_context(changed(path))[:-1])
+        data = cached(pristine, on_damage="skip")
+        data.setup()
+        assert data.val_dataloader() == []
+    assert "there will be no held-out figures" in caplog.text
 
 
 def test_without_verification_only_sizes_are_checked(pristine: Path) -> None:
