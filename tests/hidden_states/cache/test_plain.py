@@ -192,10 +192,11 @@ def test_what_is_no_single_array_of_vectors_is_refused(content: object, tmp_path
 
 
 def test_a_path_that_is_nothing_is_told_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("1,2")
     for name, pattern in (
         ("x.npy", "is not there"),
         ("x.csv", "neither a folder"),
-        ("folder", "neither a folder"),
+        ("folder", "is not there"),
     ):
         with pytest.raises(InputError, match=pattern):
             CachedDataModule(CachedOptions(str(tmp_path / name)))
