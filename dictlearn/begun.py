@@ -32,11 +32,13 @@ def options_of_this_start(config: DictConfig) -> str:
     if not HydraConfig.initialized():
         return ""
     hydra = HydraConfig.get()
-    kept = {
-        "overrides": list(hydra.overrides.task),
-        "choices": dict(hydra.runtime.choices),
-        "config": OmegaConf.to_container(config),
+    parts = {
+        "overrides": hydra.overrides.task,
+        "choices": hydra.runtime.choices,
+        "config": config,
     }
+    # As they were given: what refers to the environment may be a secret.
+    kept = {name: OmegaConf.to_container(part, resolve=False) for name, part in parts.items()}
     return OmegaConf.to_yaml(OmegaConf.create(kept))
 
 

@@ -3,13 +3,16 @@
 import json
 from pathlib import Path
 
+import pytest
 from omegaconf import DictConfig, OmegaConf
 
+from dictlearn import cli
 from dictlearn.begun import (
     config_of,
     figures_of_the_same,
     going_on,
     keep_options,
+    options_of_this_start,
     put_options_back,
 )
 
@@ -64,3 +67,14 @@ def test_only_a_finished_run_of_the_same_options_has_figures(tmp_path: Path) -> 
     assert figures_of_the_same(tmp_path, config) is None
     finished(tmp_path)
     assert figures_of_the_same(tmp_path, config) == {"val/fvu": 0.25}
+
+
+def test_a_secret_is_kept_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """E7 an option refers to a secret of the environment: what is kept refers to it, too."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MY_PASSWORD", "planted")
+    said: list[str] = []
+    given = ["name='${oc.env:MY_PASSWORD}'", "hydra.run.dir=out"]
+    cli._launch(lambda config: said.append(options_of_this_start(config)), "train", given)
+    assert "planted" not in said[0]
+    assert said[0].count("${oc.env:MY_PASSWORD}") == 2
