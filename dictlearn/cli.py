@@ -26,7 +26,6 @@ from dictlearn.begun import figures_of_the_same, going_on, put_options_back
 from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, Stopped, nearest, told_of_disk
 from dictlearn.launch import (
-    TRY_AGAIN,
     advice,
     is_main_process,
     launched,
@@ -35,7 +34,7 @@ from dictlearn.launch import (
     tell,
 )
 from dictlearn.stopping import hear_signals, in_sweep, sweep_signal
-from dictlearn.sweep import leave_sweep, sweep, sweeps
+from dictlearn.sweep import leave, sweep, sweeps
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +79,7 @@ def train(arguments: list[str] | None = None) -> None:
         from dictlearn.training import train as run
 
         if sweep_signal() is not None:
-            return leave_sweep(Stopped("stopped before it had begun"))
+            return leave(Stopped("stopped before it had begun"))
         folder = Path(HydraConfig.get().runtime.output_dir)
         word = advice(config.trainer.num_nodes, HydraConfig.get().overrides.hydra)
         if word:
@@ -98,7 +97,7 @@ def train(arguments: list[str] | None = None) -> None:
         except Stopped as stopped:
             if not in_sweep() or any(folder.glob("checkpoints/*.ckpt")):
                 tell(f"{stopped}; go on with: python train.py run={folder} resume=true")
-            return leave_sweep(stopped) if in_sweep() else _try_again()
+            return leave(stopped)
         if is_main_process():
             show(folder, figures)
         return figures.get("val/fvu", float("nan"))
@@ -158,15 +157,6 @@ def evaluate(arguments: list[str] | None = None) -> None:
     _launch(task, "evaluate", others)
 
 
-def _try_again() -> NoReturn:
-    """End with the code that means so.
-
-    The other processes end with 0: at any other code a launcher would kill the first, which has
-    its histories to close.
-    """
-    raise SystemExit(TRY_AGAIN if is_main_process() else 0)
-
-
 def _sentence(arguments: list[str]) -> tuple[str, list[str]]:
     """Take ``text=...`` out of the arguments: a sentence is no matter of Hydra's grammar."""
     texts = [argument.removeprefix("text=") for argument in arguments if argument[:5] == "text="]
@@ -213,11 +203,12 @@ def _launch(
         _stop(str(error))
     except Exception as error:
         # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
-        ours = composed and not isinstance(error, HydraException | OmegaConfBaseException)
-        ours = ours and not told_of_disk(error)
+        sentence = told_of_disk(error)
+        foreign = sentence or isinstance(error, HydraException | OmegaConfBaseException)
+        ours = composed and not foreign
         if wants_trace or ours or sweep_signal() is not None:
             raise
-        if sentence := told_of_disk(error):
+        if sentence:
             _stop(sentence)
         if type(error).__module__.startswith("joblib"):
             _stop(

@@ -12,6 +12,7 @@ from dictlearn.errors import Stopped
 from dictlearn.launch import TRY_AGAIN, is_main_process, tell
 from dictlearn.requeue import requeue
 from dictlearn.stopping import (
+    in_sweep,
     is_worker,
     leave_undone,
     stopped_as_a_whole,
@@ -47,19 +48,23 @@ def sweep(launch: Callable[[], object]) -> None:
             raise SystemExit(TRY_AGAIN)
 
 
-def leave_sweep(stopped: Stopped) -> float:
-    """Note that a job was stopped. A worker lives on: joblib would kill the others at its end.
+def leave(stopped: Stopped) -> float:
+    """Leave a run that was stopped, with the code that means so.
+
+    The other processes end with 0: at any other code a launcher would kill the first, which has
+    its histories to close. A worker of a sweep lives on: joblib would kill the others at its end.
 
     Returns:
-        What such a job has found, which is nothing.
+        What the job of a worker has found, which is nothing.
 
     Raises:
         SystemExit: this process is no worker.
     """
     if not is_main_process():
         raise SystemExit(0)
-    place = HydraConfig.get().sweep.dir if HydraConfig.initialized() else ""
-    leave_undone(place, stopped.requeue)
+    if in_sweep():
+        place = HydraConfig.get().sweep.dir if HydraConfig.initialized() else ""
+        leave_undone(place, stopped.requeue)
     if is_worker():
         return float("nan")
     raise SystemExit(TRY_AGAIN)

@@ -21,7 +21,7 @@ from dictlearn.stopping import (
     stopped_as_a_whole,
     sweep_signal,
 )
-from dictlearn.sweep import leave_sweep, sweep, sweeps
+from dictlearn.sweep import leave, sweep, sweeps
 
 
 def test_what_asks_for_a_sweep() -> None:
@@ -91,7 +91,7 @@ def _worker() -> None:
     assert sweep_signal() == signal.SIGTERM
     stop_sweep(signal.SIGUSR1)  # the first one counts
     assert sweep_signal() == signal.SIGTERM
-    assert leave_sweep(Stopped("")) != 0
+    assert leave(Stopped("")) != 0
 
 
 def test_a_signal_to_a_worker_stops_the_sweep(
