@@ -117,6 +117,7 @@ def test_a_signal_that_comes_when_all_is_done_is_no_news(heard: list[int]) -> No
             os.kill(os.getpid(), signal.SIGTERM)
             while listening.received is None:
                 time.sleep(0.001)
+        assert sweep_signal() == signal.SIGTERM  # the next job, if any, would not begin
 
     sweep(launch)
 
