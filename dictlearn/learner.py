@@ -75,7 +75,7 @@ class DictionaryLearner(pl.LightningModule):
         self.vectors_seen = 0
         self.held_out_figures: dict[str, float] = {}
         self.validated_at = -1
-        self._some: list[tuple[Tensor, Tensor]] = []
+        self._some: list[HiddenStates] = []
         self.validation_firing_frequency = torch.zeros(dictionary.n_atoms)
         self.register_buffer("idle", torch.zeros(dictionary.n_atoms, dtype=torch.int64))
 
@@ -236,25 +236,25 @@ class DictionaryLearner(pl.LightningModule):
         value = objective_of(x, decoded, solution.codes, prox, shards)
         codes = whole_codes(solution.codes, shards)
         self.held_out.update(Measured(batch.vectors, raw, row, codes, value))
-        some = self.data.some_held_out(batch)
-        if bool(solution.gap.isfinite().all()):
+        if certified := bool(solution.gap.isfinite().all()):
             self.held_out.update_gap(solution.gap, row)
-        elif bool(some.any()):  # where it costs extra, it is as dear as the codes
-            few = HiddenStates(*(column[some] for column in batch))
-            _, certified = self.infer(few, certify=True)
-            self.held_out.update_gap(certified.gap, row[some])
-        if self.inference.learned is not None:
-            self._some.append((x[some], batch.layer[some]))
+        if not certified or self.inference.learned is not None:
+            some = self.data.some_held_out(batch)
+            self._some.append(HiddenStates(*(column[some] for column in batch)))
         return {"codes": codes}
 
-    def _measure_encoder(self) -> None:
-        """Compare a learned encoder with a solver, on some vectors: solving all would cost."""
+    def _measure_some(self) -> None:
+        """Measure what is as dear as the codes of all, on some: gaps, an encoder and a solver."""
         encoder, atoms, pair = self.inference.learned, self.dictionary.atoms, None
-        if encoder is not None and sum(len(x) for x, _ in self._some) > 0:
-            x, layer = (torch.cat(parts) for parts in zip(*self._some, strict=True))
-            prox, shards = self.sparsity(layer), self.mesh.dictionary
-            codes = whole_codes(encoder(x, atoms, prox).codes, shards)
-            pair = amortisation(x, codes, shards.joined(atoms), prox)
+        if sum(len(part.layer) for part in self._some) > 0:
+            some, shards = HiddenStates.concatenate(self._some), self.mesh.dictionary
+            prox = self.sparsity(some.layer)
+            x, solution = self.infer(some, prox, certify=True)
+            if not self.held_out.gap.update_called:
+                self.held_out.update_gap(solution.gap, self.normalization.row(some.layer))
+            if encoder is not None:
+                codes = whole_codes(encoder(x, atoms, prox).codes, shards)
+                pair = amortisation(x, codes, shards.joined(atoms), prox)
         self._some.clear()
         # Sums of nothing otherwise: all processes have some to share, and the metric is content.
         none = atoms.new_zeros(1)
@@ -262,7 +262,7 @@ class DictionaryLearner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures; they are already those of all processes."""
-        self._measure_encoder()
+        self._measure_some()
         figures, firing = self.held_out.compute()
         self.held_out.reset()
         self.validation_firing_frequency = firing.float().cpu()
