@@ -12,8 +12,8 @@ import torch
 from pytorch_lightning.loggers import CSVLogger
 from torch import Tensor
 
-from dictlearn.hidden_states import HiddenStateDataModule
-from dictlearn.inference import Fista, Inference, Iterative, Solution, Unrolled
+from dictlearn.hidden_states import HiddenStateDataModule, HiddenStates
+from dictlearn.inference import Fista, Inference, Iterative, Solution, Unrolled, duality_gap
 from dictlearn.learner import DictionaryLearner
 from dictlearn.prox import Prox, Soft, TopK
 from dictlearn.update import Adam, HessianDiagonalRule, UpdateRule
@@ -273,6 +273,33 @@ def test_held_out_figures_are_those_of_a_plain_computation(
     torch.testing.assert_close(
         learner.validation_firing_frequency.double(), expected.firing, rtol=0, atol=2e-3
     )
+
+
+@pytest.mark.parametrize("coder", CODERS)
+def test_the_gap_is_that_of_all_codes_or_of_some_where_it_would_cost_extra(
+    coder: str, make_data: MakeData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dictlearn.hidden_states.module.SOME", 100)
+    prox, inference = CODERS[coder]()
+    data = make_data(steps=4)
+    learner = small_learner(data, prox=prox, inference=inference, n_atoms=256)
+    trainer = small_trainer(tmp_path, limit_val_batches=1.0)
+    trainer.fit(learner, datamodule=data)
+    for _ in range(2):  # nothing is left over from the validation before
+        (figures,) = trainer.validate(learner, datamodule=data, verbose=False)
+        gaps, asked = [], 0
+        for batch in data.val_dataloader():
+            some = data.some_held_out(batch) if coder == "unrolled" else batch.layer >= 0
+            rows = HiddenStates(*(column[some] for column in batch))
+            prices = learner.sparsity(rows.layer)
+            with torch.no_grad():
+                x, solution = learner.infer(rows)
+                atoms = learner.dictionary.atoms
+                gaps.append(duality_gap(x, solution.codes, atoms, prices))
+            asked += len(batch.layer)
+        gap = torch.cat(gaps)
+        assert len(gap) == asked if coder == "fista" else 50 < len(gap) < asked / 2
+        assert figures["val/duality_gap"] == pytest.approx(float(gap.double().mean()), rel=1e-3)
 
 
 def test_the_first_atoms_come_from_the_config_or_from_the_data(
