@@ -158,6 +158,7 @@ def _data(run: Path, trained: TrainedDictionary) -> DataModule:
             seed=made.seed,
             data_dir=Path(made.data_dir),
         )
+    data.device = trained.atoms.device
     data.prepare_data()
     data.setup()
     return data

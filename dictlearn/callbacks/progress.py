@@ -26,11 +26,15 @@ class FactorProgressBar(RichProgressBar):
 
     def __init__(self, refresh_rate: int = 1) -> None:
         super().__init__(refresh_rate=refresh_rate, leave=True)
+        self._shown: dict[str, int | str | float | dict[str, float]] | None = None
 
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         """Return the newest training figures, formatted."""
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._shown is not None and trainer.global_step % every > 1:
+            return self._shown  # nothing new, and to read it would wait for the GPU
         logged = trainer.callback_metrics
         shown: dict[str, int | str | float | dict[str, float]] = {
             name: form.format(float(logged[key]))
@@ -40,7 +44,8 @@ class FactorProgressBar(RichProgressBar):
         ending = "/train/fvu"  # of a run that learns several dictionaries
         several = (key for key in logged if key.endswith(ending))
         fvu = {f"{key.removesuffix(ending)} FVU": f"{float(logged[key]):.3f}" for key in several}
-        return shown | fvu
+        self._shown = shown | fvu
+        return self._shown
 
 
 class ValidationLines(pl.Callback):

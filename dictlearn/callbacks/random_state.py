@@ -39,7 +39,8 @@ def restore_random_state(states: list[dict[str, Any]], rank: int) -> None:
 def _own() -> dict[str, Any]:
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state()
-    on_cuda = torch.cuda.is_available()
+    # Of a GPU in use: to ask another begins with it, also in a run that leaves it alone.
+    on_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return {
         "python": [version, list(internal), gauss],
         "numpy": [

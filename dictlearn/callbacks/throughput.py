@@ -55,6 +55,7 @@ class Throughput(pl.Callback):
         self._phases = dict.fromkeys(PHASES, 0.0)
         self._extracted = self._mark = self._inferring = 0.0
         self._ceiling = 0.0
+        self._peak = 0
         self._awaited: torch.device | None = None
 
     def _saved(self) -> float:
@@ -76,7 +77,9 @@ class Throughput(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
         if pl_module.device.type == "cuda":
+            self._peak = torch.cuda.max_memory_allocated(pl_module.device)
             self._ceiling = multiplication_ceiling(pl_module.device)
+            torch.cuda.reset_peak_memory_stats(pl_module.device)  # that was not of the run
         for learner in learners(pl_module).values():
             learner.inference.register_forward_pre_hook(self._inference_begins)
             learner.inference.register_forward_hook(self._inference_ends)
@@ -165,7 +168,7 @@ class Throughput(pl.Callback):
             "time/extraction": (self._extracted - extracted) / whole,
             "train/vectors_per_second": vectors / seconds,
             "train/tokens_per_second": vectors / n_layers / seconds,
-            "memory/peak_mib": peak_memory(pl_module.device) / 2**20,
+            "memory/peak_mib": max(self._peak, peak_memory(pl_module.device)) / 2**20,
         }
         dictionaries = [learner.dictionary for learner in learners(pl_module).values()]
         if self._ceiling and dictionaries:

@@ -37,7 +37,7 @@ def multiplication_ceiling(device: torch.device) -> float:
     """
     try:
         return _measured(device)
-    except torch.OutOfMemoryError:
+    except RuntimeError:  # no memory left, or no such product on an old GPU
         return 0.0
 
 

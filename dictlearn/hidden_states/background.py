@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 import torch
@@ -55,9 +56,13 @@ class Background:
     """Makes results ahead in one thread; on CUDA in a stream of its own, to overlap training."""
 
     def __init__(self, device: torch.device) -> None:
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="hidden_states")
+        on_gpu = device.type == "cuda"
+        # A new thread begins on GPU 0, and leaving a stream's context would return to it: that
+        # makes a context of half a GiB there, in every process.
+        begin = partial(torch.cuda.set_device, device) if on_gpu else None
+        self._threads = ThreadPoolExecutor(1, "hidden_states", initializer=begin)
         self._stream: torch.cuda.Stream | None = None
-        if device.type == "cuda":
+        if on_gpu:
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
 

@@ -113,6 +113,7 @@ class DataModule(pl.LightningDataModule):
         n_validation_vectors: vectors of a validation (after `val_dataloader`).
         statistics: means, norms and scales of the layers.
         normalization: the normalisation made from them.
+        device: where the vectors are made, where there is no trainer to say it.
     """
 
     transformer: Named
@@ -131,6 +132,7 @@ class DataModule(pl.LightningDataModule):
         self.max_vectors = whole_number("max_vectors", max_vectors)
         self.seed = seed
         self.n_validation_vectors = 0
+        self.device = torch.device("cpu")
         self._device: torch.device | None = None
         self._iterators: list[Generator[HiddenStates, None, None]] = []
 
@@ -224,7 +226,7 @@ class DataModule(pl.LightningDataModule):
         return 0 if self.trainer is None else self.trainer.global_step
 
     def _root_device(self) -> torch.device:
-        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        return self.device if self.trainer is None else self.trainer.strategy.root_device
 
     def _rank_and_world(self) -> tuple[int, int]:
         data = self._mesh().data

@@ -6,7 +6,7 @@ Legend: n rows, m atoms, d width, k kept codes per row, c candidates per row, T 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -247,9 +247,9 @@ class Unrolled(Inference):
     def _mean_price(self) -> Tensor:
         """Return the price of training, `[1]`: what a sparsity without one goes on with."""
         first: Tensor = self.log_steps[0]
-        if self._prox is None or not self._prox.convex:
-            return first.new_zeros(1)
-        return torch.as_tensor(self._prox.lambda_, dtype=torch.float64).mean().reshape(1).to(first)
+        price = self._prox.lambda_ if self._prox is not None and self._prox.convex else 0.0
+        mean = math.fsum(price) / len(price) if isinstance(price, Sequence) else float(price)
+        return first.new_full((1,), mean)  # made there: the host would wait for a copy
 
     def _layer(self, t: int, atoms: Tensor, prox: Prox, price: Tensor) -> Layer:
         log_step, threshold = self.log_steps[t], self.thresholds[t]

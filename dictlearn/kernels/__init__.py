@@ -154,7 +154,8 @@ def threshold_layer(
         InputError: `selection` is none of those.
     """
     fast = is_fast(selection, weight)
-    floor = torch.as_tensor(cut, dtype=weight.dtype, device=weight.device).detach().clamp_min(0)
+    floor = cut.detach().to(weight) if isinstance(cut, Tensor) else weight.new_full((), cut)
+    floor = floor.clamp_min(0)
     with torch.autocast(weight.device.type, enabled=False):
         if _is_host(weight):
             given = Layer(residual, weight, threshold, *(previous or (None, None)))

@@ -6,6 +6,8 @@ import io
 import logging
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import pytorch_lightning as pl
@@ -65,6 +67,30 @@ def test_the_bar_writes_numbers_as_a_person_reads_them(
         "dead": "6.2%",
         "vectors/s": "12,346",
     }
+
+
+class Logged(dict[str, torch.Tensor]):
+    """Figures that count how often they are looked at: each look waits for a GPU."""
+
+    looks = 0
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        self.looks += 1
+        return super().__getitem__(key)
+
+
+def test_the_bar_reads_figures_when_there_are_new_ones(data: HiddenStateDataModule) -> None:
+    logged, learner, bar = Logged(), small_learner(data), FactorProgressBar()
+    shown, looks = {}, {}
+    for step in range(1, 10):
+        if step % 4 == 0:
+            logged["train/l0"] = torch.tensor(float(step))
+        trainer = SimpleNamespace(log_every_n_steps=4, global_step=step, callback_metrics=logged)
+        before = logged.looks
+        shown[step] = bar.get_metrics(cast("pl.Trainer", trainer), learner).get("L0")
+        looks[step] = logged.looks - before
+    assert [shown[step] for step in (3, 4, 7, 8, 9)] == [None, "4.0", "4.0", "8.0", "8.0"]
+    assert looks[6] == looks[7] == 0
 
 
 def test_the_bar_on_the_screen_holds_the_figures(

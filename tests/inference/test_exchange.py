@@ -111,6 +111,7 @@ def test_options_out_of_range_are_named() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_finds_codes_as_good() -> None:
     given = problem(n=200, d=24, m=96, dtype=torch.float32)
     there = exchange_pursuit(given.x.cuda(), given.atoms.cuda(), 8)

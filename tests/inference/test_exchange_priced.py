@@ -196,6 +196,7 @@ def test_a_sparsity_that_counts_nothing_is_refused() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_gpu_finds_codes_as_good() -> None:
     given = problem(n=200, d=24, m=96, dtype=torch.float32)
     there = exchange_pursuit(given.x.cuda(), given.atoms.cuda(), 40, price=0.01)

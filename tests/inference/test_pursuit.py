@@ -311,6 +311,7 @@ def test_a_pursuit_needs_a_number_of_codes(inference: Inference) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("pursue", PURSUITS)
 def test_a_gpu_gives_the_same_codes(pursue: Pursue) -> None:
     given = problem(n=300, d=32, m=200)

@@ -231,6 +231,7 @@ def test_refitted_passes_on_what_the_learner_tells_it(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_gpu_gives_the_same_codes(dtype: torch.dtype) -> None:
     given = problem(n=100, d=32, m=48, dtype=dtype)

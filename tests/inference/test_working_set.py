@@ -351,6 +351,7 @@ def test_the_price_of_a_wanted_l0_is_found(prox: Priced) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("name", PENALTIES)
 def test_a_gpu_finds_the_same_codes(name: str) -> None:
     prox = PENALTIES[name]

@@ -141,6 +141,9 @@ class CachedDataModule(DataModule):
         size = self.options.batch_size
         place = (step * share.world + share.rank) * size
         batch = self.source.gather(self._rows(np.arange(place, place + size)))
+        if self._device is not None and self._device.type == "cuda":
+            # Lightning copies without waiting, which only page-locked memory allows.
+            batch = HiddenStates(*(column.pin_memory() for column in batch))
         self._seconds += time.perf_counter() - began
         return batch
 
