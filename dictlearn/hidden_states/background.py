@@ -56,15 +56,15 @@ class Background:
     """Makes results ahead in one thread; on CUDA in a stream of its own, to overlap training."""
 
     def __init__(self, device: torch.device) -> None:
-        on_gpu = device.type == "cuda"
-        # A new thread begins on GPU 0, and leaving a stream's context would return to it: that
-        # makes a context of half a GiB there, in every process.
-        begin = partial(torch.cuda.set_device, device) if on_gpu else None
-        self._threads = ThreadPoolExecutor(1, "hidden_states", initializer=begin)
         self._stream: torch.cuda.Stream | None = None
-        if on_gpu:
+        begin = None
+        if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
+            # A new thread begins on GPU 0, and leaving a stream's context would return to it:
+            # that makes a context of half a GiB there, in every process.
+            begin = partial(torch.cuda.set_device, self._stream.device)
+        self._threads = ThreadPoolExecutor(1, "hidden_states", initializer=begin)
 
     def submit(self, make: Callable[[], T], /) -> Pending[T]:
         """Hand the order to the thread."""

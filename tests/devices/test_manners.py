@@ -40,7 +40,8 @@ class FakeStream:
     """Of no GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        assert device == GPU
+        assert device.type == "cuda"
+        self.device = GPU
 
     def wait_stream(self, other: object) -> None:
         """Do not."""
@@ -55,7 +56,7 @@ def test_the_thread_that_works_ahead_is_on_the_gpu_of_its_process(
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: chosen.append((threading.get_ident(), device))
     )
-    background = Background(GPU)
+    background = Background(torch.device("cuda"))
     thread = background._threads.submit(threading.get_ident).result()
     background.close()
     assert chosen == [(thread, GPU)]
