@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from dictlearn import evaluation
-from dictlearn.callbacks import utilisation
+from dictlearn.callbacks import throughput, utilisation
 from dictlearn.callbacks.random_state import random_states
 from dictlearn.hidden_states import CachedDataModule, HiddenStateDataModule
 from dictlearn.hidden_states.background import Background
@@ -96,3 +96,21 @@ def test_held_out_vectors_are_made_where_the_dictionary_is(
     trained = SimpleNamespace(transformer=transformer, atoms=torch.empty(0, device="meta"))
     evaluation._data(tmp_path, cast("Any", trained))
     assert places == [torch.device("meta")]
+
+
+def test_the_memory_of_the_run_is_not_that_of_the_measured_product(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    peak = {"bytes": 5}
+
+    def measured(device: torch.device) -> float:
+        peak["bytes"] = 300
+        return 1e12
+
+    monkeypatch.setattr(throughput, "multiplication_ceiling", measured)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak["bytes"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peak.update(bytes=4))
+    callback = throughput.Throughput()
+    trainer = SimpleNamespace(checkpoint_callbacks=[], datamodule=None)
+    callback.on_train_start(cast("Any", trainer), cast("Any", SimpleNamespace(device=GPU)))
+    assert (callback._peak, peak["bytes"]) == (5, 4)
