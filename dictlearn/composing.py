@@ -21,6 +21,7 @@ from dictlearn.hidden_states import (
 )
 from dictlearn.learner import DictionaryLearner
 from dictlearn.storage.saved import load
+from dictlearn.variants import branch_of
 
 
 def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearner, DataModule]:
@@ -47,7 +48,7 @@ def compose_several(
             dictionary = new_dictionary(variant, data.hidden_size)
             about = redacted(plain(variant))
             made[name] = Variant(dictionary, **parts[name], config=about)
-    return DictionaryEnsemble(made, values), data
+    return DictionaryEnsemble(made, values, branch_of(config)), data
 
 
 @contextmanager

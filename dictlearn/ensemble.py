@@ -1,12 +1,13 @@
 """DictionaryEnsemble: several dictionaries that learn side by side from one stream.
 
 The transformer runs once for all of them. Each learns as it would alone, bit by bit on one
-process: they share the batches and nothing else.
+process: they share the batches and nothing else, unless they begin as one.
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
@@ -15,10 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from dictlearn import processes
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import DataModule, HiddenStates
 from dictlearn.learner import DictionaryLearner
 from dictlearn.update import DictionaryOptimizer, JointOptimizer
+
+log = logging.getLogger(__name__)
 
 
 class Variant(DictionaryLearner):
@@ -43,6 +47,12 @@ class Variant(DictionaryLearner):
         """Return its own optimizer."""
         return self.optimizer
 
+    def go_on_from(self, other: Variant) -> None:
+        """Take over what another one has learned so far, but not the price of its codes."""
+        self.load_state_dict(other.state_dict())
+        self.inference.forget_prices()
+        self.vectors_seen = other.vectors_seen
+
     def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         """Hand the figures to the ensemble, which logs them under the name of the variant."""
         self.report(dictionary)
@@ -56,18 +66,41 @@ class DictionaryEnsemble(pl.LightningModule):
     ``<name>/val/fvu`` and so on, and those of the variant with the lowest held-out FVU under
     their plain names too.
 
+    With `branch_at` they begin as one, as solutions along a path of penalties do (Friedman, Hastie
+    & Tibshirani 2010, "Regularization paths", sec. 2.5): the middle one of the list learns for all,
+    and at that share of the run the others go on from its dictionary, encoder, optimizer and
+    counters. It is still bit by bit what a run of its own gives, and the others are not.
+
     Args:
         variants: the learners by name; what they learn from must be the same.
         config: the resolved config as plain values, kept in every checkpoint.
+        branch_at: share of the run, in [0, 1), that they have in common.
+
+    Attributes:
+        apart: whether every one learns for itself by now.
+
+    Raises:
+        InputError: they cannot begin as one, because their tensors are not of one kind.
     """
 
     def __init__(
-        self, variants: Mapping[str, Variant], config: dict[str, Any] | None = None
+        self,
+        variants: Mapping[str, Variant],
+        config: dict[str, Any] | None = None,
+        branch_at: float = 0.0,
     ) -> None:
         super().__init__()
         self.save_hyperparameters({"config": config or {}}, logger=False)
+        self.branch_at = branch_at
+        self.apart = branch_at == 0
         self.names = tuple(variants)
         self.variants = nn.ModuleList(variants.values())
+        kinds = [_shapes(variant) for variant in variants.values()]
+        if branch_at and any(kind != kinds[0] for kind in kinds):
+            raise InputError(
+                f"branch_at={branch_at}: the encoders of {', '.join(self.names)} are not of one "
+                "kind, and cannot begin as one: set branch_at=null."
+            )
         for name, variant in variants.items():
             variant.report = functools.partial(self._report, name)
 
@@ -77,6 +110,12 @@ class DictionaryEnsemble(pl.LightningModule):
         return dict(zip(self.names, cast("list[Variant]", self.variants), strict=True))
 
     @property
+    def acting(self) -> dict[str, Variant]:
+        """Those that learn at this point of the run, by name."""
+        middle = self.names[(len(self.names) - 1) // 2]
+        return self.parts if self.apart else {middle: self.parts[middle]}
+
+    @property
     def best(self) -> Variant:
         """The variant with the lowest held-out FVU so far."""
 
@@ -84,14 +123,14 @@ class DictionaryEnsemble(pl.LightningModule):
             fvu = variant.held_out_figures.get("val/fvu", float("nan"))
             return fvu != fvu, fvu
 
-        return min(self.parts.values(), key=error)
+        return min(self.acting.values(), key=error)
 
     @property
     def held_out_figures(self) -> dict[str, float]:
         """The newest held-out figures of all, by prefixed names, and of the best by plain ones."""
         figures = {
             f"{name}/{key}": value
-            for name, variant in self.parts.items()
+            for name, variant in self.acting.items()
             for key, value in variant.held_out_figures.items()
         }
         return figures | self.best.held_out_figures
@@ -137,29 +176,52 @@ class DictionaryEnsemble(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clip each gradient by its own norm."""
-        for variant in self.parts.values():
+        for variant in self.acting.values():
             variant.configure_gradient_clipping(
                 variant.optimizer, gradient_clip_val, gradient_clip_algorithm
             )
 
     def training_step(self, batch: HiddenStates, batch_idx: int) -> Tensor:
         """Return the sum of the losses of all on the same batch."""
-        losses = [variant.training_step(batch, batch_idx) for variant in self.parts.values()]
-        return torch.stack(losses).sum()
+        joint = self.optimizers(use_pl_optimizer=False)
+        assert isinstance(joint, JointOptimizer)
+        if not self.apart:
+            self._part_if_due(batch, joint)
+        acting = self.acting.values()
+        joint.acting = tuple(variant.optimizer for variant in acting)
+        loss = torch.stack([variant.training_step(batch, batch_idx) for variant in acting]).sum()
+        if self.apart or processes.world_size() == 1:
+            return loss
+        # Data parallel training wants every parameter in every loss: here with slope zero.
+        return loss + sum(0 * parameter.sum() for parameter in self.parameters())
+
+    def _part_if_due(self, batch: HiddenStates, joint: JointOptimizer) -> None:
+        """Let every one learn for itself from the step on that passes their common share."""
+        (one,) = self.acting.values()
+        seen = one.vectors_seen + len(batch.layer) * one.mesh.data.count
+        if seen <= self.branch_at * one.max_vectors:
+            return
+        self.apart = True
+        for variant in self.parts.values():
+            if variant is not one:
+                variant.go_on_from(one)
+                joint.copy_state(one.optimizer, variant.optimizer)
+        log.info("The dictionaries go on each by itself from step %d", self.trainer.global_step)
 
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:
         """Measure all on the same held-out vectors; return what each returns, by name."""
-        parts = self.parts.items()
+        parts = self.acting.items()
         return {name: variant.validation_step(batch, batch_idx) for name, variant in parts}
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out figures of all, and those of the best under their plain names."""
-        for variant in self.parts.values():
+        for variant in self.acting.values():
             variant.on_validation_epoch_end()
         self.log_dict(self.best.held_out_figures)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what each keeps."""
+        checkpoint["apart"] = self.apart
         checkpoint["variants"] = {name: {} for name in self.names}
         for name, variant in self.parts.items():
             variant.on_save_checkpoint(checkpoint["variants"][name])
@@ -176,17 +238,19 @@ class DictionaryEnsemble(pl.LightningModule):
                 f"The checkpoint is of the variants {', '.join(saved) or '(none)'}, and this run "
                 f"has {', '.join(self.names)}: go on with the options that the run began with."
             )
+        self.apart = bool(checkpoint.get("apart", True))
         for number, (name, variant) in enumerate(self.parts.items()):
             own = _below(checkpoint["state_dict"], f"variants.{number}.")
             variant.on_load_checkpoint({**saved[name], "state_dict": own})
 
 
-def learners(module: pl.LightningModule) -> dict[str, DictionaryLearner]:
-    """Return the learners of a module by name: of an ensemble its variants, of a learner itself
-    under the name `""`, of anything else none.
+def learners(module: pl.LightningModule, *, acting: bool = False) -> dict[str, DictionaryLearner]:
+    """Return the learners of a module by name: of an ensemble its variants (only those that learn
+    at this point of the run, if `acting`), of a learner itself under the name `""`, of anything
+    else none.
     """  # noqa: D205
     if isinstance(module, DictionaryEnsemble):
-        return dict(module.parts)
+        return dict(module.acting if acting else module.parts)
     return {"": module} if isinstance(module, DictionaryLearner) else {}
 
 
@@ -199,6 +263,10 @@ class _Remembering:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
+
+
+def _shapes(variant: Variant) -> dict[str, torch.Size]:
+    return {name: entry.shape for name, entry in variant.state_dict().items()}
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -249,7 +249,7 @@ def _save(run_dir: Path, learner: Learner, data: DataModule, figures: dict[str, 
     """
     failures = [
         failure_of([functools.partial(_save_one, run_dir, name, part, data, figures)])
-        for name, part in learners(learner).items()
+        for name, part in learners(learner, acting=True).items()
     ]
     for failure in failures:  # not before: the processes exchange what each of them is made of
         if failure is not None:

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn.configuration import config_dir, explain, flat_keys, groups
-from dictlearn.errors import InputError, nearest
+from dictlearn.errors import InputError, nearest, number
 
 VARY = ("dictionary", "prox", "inference", "loss", "update", "seed")
 LONGEST = 80
@@ -69,6 +69,32 @@ def variant_configs(config: DictConfig) -> dict[str, DictConfig]:
         changes.append(change)
         made[_name(change, made)] = _changed(config, change)
     return made
+
+
+def branch_of(config: DictConfig) -> float:
+    """Return the share of the run for which the variants learn as one; see `DictionaryEnsemble`.
+
+    Args:
+        config: ``conf/train.yaml``, composed.
+
+    Raises:
+        InputError: it is no share that leaves a rest, or there are no variants that can part: they
+            have the start, the rates and the encoder in common.
+    """
+    asked, share = OmegaConf.to_container(config)["variants"], config.branch_at  # type: ignore[index, call-overload]
+    if share is None or number("branch_at", share, 0.0, 1.0) == 0:
+        return 0.0
+    if share == 1:
+        raise InputError("branch_at=1 leaves the variants no step of their own: choose less.")
+    if asked is None:
+        raise InputError(f"branch_at={share} needs variants that part there: write {EXAMPLE}.")
+    for key in itertools.chain.from_iterable(_changes(asked)):
+        if not key.startswith("prox."):
+            raise InputError(
+                f"branch_at={share}: variants that begin as one differ only in what is below prox, "
+                f"and these in {key}: leave it out, or set branch_at=null."
+            )
+    return float(share)
 
 
 def _changes(asked: Any) -> Iterator[Change]:

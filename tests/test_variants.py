@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from dictlearn import composing
 from dictlearn.configuration import plain
 from dictlearn.errors import InputError
-from dictlearn.variants import own_figures, variant_configs
+from dictlearn.variants import branch_of, own_figures, variant_configs
 from tests.test_configs import composed
 
 
@@ -100,6 +100,32 @@ def test_a_mistake_is_one_sentence(asked: str, message: str, tmp_path: Path) -> 
     with pytest.raises(InputError, match=message) as found:
         configs(tmp_path, f"variants={asked}")
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["branch_at=0.5"], r"branch_at=0\.5 needs variants that part there: write variants="),
+        (["branch_at=1", "variants={prox.k:[8,9]}"], r"branch_at=1 leaves the variants no step"),
+        (["branch_at=-1", "variants={prox.k:[8,9]}"], r"branch_at=-1 must be in \[0\.0, 1\.0\]"),
+        (["branch_at=a", "variants={prox.k:[8,9]}"], r"branch_at must be a finite number"),
+        (["branch_at=0.5", "variants={seed:[0,1]}"], r"below prox, and these in seed: leave it"),
+        (["branch_at=0.5", "variants=[{prox:topk},{}]"], r"and these in prox: leave it out"),
+    ],
+)
+def test_what_cannot_begin_as_one_is_refused(
+    asked: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        branch_of(composed(*asked, out=tmp_path))
+
+
+def test_variants_may_begin_as_one(tmp_path: Path) -> None:
+    for asked, share in (("null", 0.0), ("0", 0.0), ("0.25", 0.25)):
+        config = composed(f"branch_at={asked}", "variants={prox.k:[8,9]}", out=tmp_path)
+        assert branch_of(config) == share
+        made, _ = composing.compose_several(config, plain(config), variant_configs(config))
+        assert made.branch_at == share
 
 
 def test_a_wrong_value_names_the_variant(tmp_path: Path, minilm_folder: Path) -> None:

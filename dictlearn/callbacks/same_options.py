@@ -7,7 +7,7 @@ from typing import Any
 
 from dictlearn.errors import InputError
 
-LEARNED = ("variants", "dictionary", "prox", "inference", "loss", "update")
+LEARNED = ("variants", "branch_at", "dictionary", "prox", "inference", "loss", "update")
 """What decides what is learned, beside the data, whose order is compared by itself."""
 
 

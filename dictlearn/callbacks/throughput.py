@@ -170,7 +170,8 @@ class Throughput(pl.Callback):
             "train/tokens_per_second": vectors / n_layers / seconds,
             "memory/peak_mib": max(self._peak, peak_memory(pl_module.device)) / 2**20,
         }
-        dictionaries = [learner.dictionary for learner in learners(pl_module).values()]
+        acting = learners(pl_module, acting=True).values()
+        dictionaries = [learner.dictionary for learner in acting]
         if self._ceiling and dictionaries:
             # The work of all processes: vectors and atoms are those of all, the transformer's too.
             n_atoms = sum(dictionary.n_atoms for dictionary in dictionaries)

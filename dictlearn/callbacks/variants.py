@@ -14,7 +14,7 @@ from dictlearn.callbacks.gallery import FactorGallery
 from dictlearn.callbacks.progress import ValidationLines
 from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.configuration import build
-from dictlearn.ensemble import DictionaryEnsemble
+from dictlearn.ensemble import DictionaryEnsemble, learners
 from dictlearn.variants import place_of
 
 OF_ONE = (DeadAtomRevival, FactorGallery, ValidationLines)
@@ -58,6 +58,8 @@ def _of_variant(key: str, config: DictConfig, name: str, run_dir: Path) -> pl.Ca
 class ForVariant(pl.Callback):
     """Shows a callback one variant of an ensemble as if it were the only dictionary of the run.
 
+    As long as the variants are one still, the callbacks of the others have nothing to see.
+
     Its page, if it writes one, has the name of the variant before its own in loggers.
 
     Args:
@@ -79,6 +81,9 @@ class ForVariant(pl.Callback):
         assert isinstance(pl_module, DictionaryEnsemble)
         return cast("pl.Trainer", _Seen(trainer, self.name)), pl_module.parts[self.name]
 
+    def _acts(self, pl_module: pl.LightningModule) -> bool:
+        return self.name in learners(pl_module, acting=True)
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Pass it on."""
         self.callback.setup(*self._seen(trainer, pl_module), stage)
@@ -92,12 +97,14 @@ class ForVariant(pl.Callback):
         batch_idx: int,
     ) -> None:
         """Pass it on."""
-        seen = self._seen(trainer, pl_module)
-        self.callback.on_train_batch_end(*seen, outputs, batch, batch_idx)
+        if self._acts(pl_module):
+            seen = self._seen(trainer, pl_module)
+            self.callback.on_train_batch_end(*seen, outputs, batch, batch_idx)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pass it on."""
-        self.callback.on_validation_start(*self._seen(trainer, pl_module))
+        if self._acts(pl_module):
+            self.callback.on_validation_start(*self._seen(trainer, pl_module))
 
     def on_validation_batch_end(
         self,
@@ -109,12 +116,14 @@ class ForVariant(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Pass on what this variant made of the batch."""
-        seen = self._seen(trainer, pl_module)
-        self.callback.on_validation_batch_end(*seen, outputs[self.name], batch, batch_idx)
+        if self._acts(pl_module):
+            seen = self._seen(trainer, pl_module)
+            self.callback.on_validation_batch_end(*seen, outputs[self.name], batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Pass it on."""
-        self.callback.on_validation_end(*self._seen(trainer, pl_module))
+        if self._acts(pl_module):
+            self.callback.on_validation_end(*self._seen(trainer, pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the callback."""

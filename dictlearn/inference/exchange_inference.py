@@ -65,6 +65,10 @@ class ExchangePursuit(Pursuit):
 
     def reset(self, dictionary: Dictionary) -> None:
         """Forget the price."""
+        self.forget_prices()
+
+    def forget_prices(self) -> None:
+        """Find the price anew; see `Inference.forget_prices`."""
         if self.steered is not None:
             self.steered.lambda_.fill_(torch.inf)
 

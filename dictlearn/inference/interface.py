@@ -60,6 +60,12 @@ class Inference(nn.Module, ABC):
     def observe(self, l0: Tensor) -> None:
         """Take the mean L0 of a training step, 0-dimensional, over the rows of all processes."""
 
+    def forget_prices(self) -> None:
+        """Find anew what depends on how many codes are wanted; what else was learned stays."""
+        for part in self.children():
+            if isinstance(part, Inference):
+                part.forget_prices()
+
     @abstractmethod
     def build(self, dictionary: Dictionary, prox: Prox) -> None:
         """Create the parameters and buffers for a dictionary and a sparsity.

@@ -124,6 +124,11 @@ class TwoPhase(Inference):
         for part in (self.encoder, self.solver, self.use):
             part.reset(dictionary)
 
+    def forget_prices(self) -> None:
+        """Find the price of exact codes anew, too; see `Inference.forget_prices`."""
+        super().forget_prices()
+        self.exact = self._unpriced = bool(self.in_second)
+
     def reset_atoms(self, dictionary: Dictionary, indices: Tensor) -> None:
         """Start some atoms anew in all three."""
         for part in (self.encoder, self.solver, self.use):

@@ -41,8 +41,7 @@ class Unrolled(Inference):
     shared weights is the sparse autoencoder of that name; `weights=shared synthesis=learned` is
     LISTA, `weights=shared` or `untied` LISTA-CP (Chen et al. 2018), `analytic` ALISTA.
 
-    Where `topk` draws its k at every step of training, steps and thresholds also depend on log k,
-    by a slope each, so that one encoder serves every k.
+    Where `topk` draws its k at every step, step sizes and thresholds have a slope each in log k.
 
     Args:
         n_layers: T.
@@ -52,10 +51,9 @@ class Unrolled(Inference):
             (see `analytic_weight`), a constant of the gradient.
         momentum: whether `beta_t` is learned, starting at FISTA's.
         initial_step: the first step size: `lipschitz` (1 / largest eigenvalue, which makes the
-            untrained layers T steps of ISTA or FISTA), a number, or `auto`: for sparsities that
-            count codes 1 with one layer and 0.7 with more, where 1 / largest eigenvalue would
-            start 60 times too small, or less where the atoms are so much alike that it
-            overshoots, else `lipschitz`.
+            untrained layers T steps of ISTA or FISTA, and is 60 times too small for sparsities
+            that count codes), a number, or `auto`: for these 1 with one layer and 0.7 with more,
+            or less where the atoms are so much alike that it overshoots, else `lipschitz`.
         synthesis: `B_t: [m, d]` inside the layers: the `dictionary`, or `learned` apart from it,
             one for all layers, or one per layer if the weights are untied.
         thresholds: `price`: `s_t lambda exp(tau_t)`, positive, so that it follows the price, with
@@ -110,9 +108,8 @@ class Unrolled(Inference):
         self.engine = choice("inference.engine", engine, ("auto", "torch", "compiled"))
         if self.momentum and self.weights == "untied" and self.synthesis == "learned":
             raise InputError(
-                "inference.momentum=true combines residuals of two layers, which "
-                "inference.weights=untied with inference.synthesis=learned decode differently: "
-                "choose weights=shared."
+                "inference.momentum=true combines residuals of two layers, which weights=untied "
+                "with synthesis=learned decode differently: choose inference.weights=shared."
             )
         self._analytic = AnalyticWeight()
         self._prox: Prox | None = None
@@ -156,8 +153,7 @@ class Unrolled(Inference):
             beta.fill_(value)
         for slope in (*self.step_slopes, *self.threshold_slopes):
             slope.zero_()
-        if self.cut is not None:
-            self.cut.forget()
+        self.forget_prices()
         if self.jumps is not None and isinstance(self._prox, Jump):
             # Hard thresholding at sqrt(2 lambda s) is the proximal step of s lambda |a|_0.
             fitted = self._prox.target_l0 is None
@@ -172,6 +168,11 @@ class Unrolled(Inference):
             threshold[indices] = self._first_threshold()
         for factor in () if self.jumps is None else self.jumps.factors:
             factor[indices] = 0.0
+
+    def forget_prices(self) -> None:
+        """Forget the cut; see `Inference.forget_prices`."""
+        if self.cut is not None:
+            self.cut.forget()
 
     def check_shards(self) -> None:
         """Raise InputError where layers or refit need all atoms in one place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,10 +19,13 @@ class JointOptimizer(torch.optim.Optimizer):
 
     Args:
         parts: one for every dictionary, without a parameter in common.
+
+    Attributes:
+        acting: those that take steps.
     """
 
     def __init__(self, parts: Sequence[DictionaryOptimizer]) -> None:
-        self.parts = tuple(parts)
+        self.parts = self.acting = tuple(parts)
         super().__init__([group for part in parts for group in part.param_groups], {})
         self._step_supports_amp_scaling = False  # as that of the parts
         self._share_groups()
@@ -31,14 +35,19 @@ class JointOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take one step with each of them; return what the closure returned."""
+        """Take one step with each that acts; return what the closure returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for part in self.parts:
+        for part in self.acting:
             part.step()
         return loss
+
+    def copy_state(self, source: DictionaryOptimizer, target: DictionaryOptimizer) -> None:
+        """Give one part a copy of the state of another, for parameters of the same shapes."""
+        target.load_state_dict(copy.deepcopy(source.state_dict()))
+        self._share_groups()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the parts."""

@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 import dictlearn
 from dictlearn import cli
+from dictlearn.ensemble import DictionaryEnsemble
 from dictlearn.errors import InputError
 from dictlearn.storage.trained import TrainedDictionary
 from tests.integration.test_run import run
@@ -156,6 +157,75 @@ def test_what_may_not_vary_is_refused_before_anything_is_loaded(
     assert "variants: hidden_states.layers cannot vary" in said
     assert said.count("\n") == 1
     assert not (place / "wrong").exists()
+
+
+COUNTS = "variants={prox.k:[4,6,12]}"
+BRANCHED = [COUNTS, "branch_at=0.5", "callbacks.checkpoint.every_steps=2"]
+
+
+def break_off(place: Path, text: Path, out: str) -> None:
+    """Begin a run that ends with an error in its fifth step."""
+    step = DictionaryEnsemble.training_step
+
+    def breaking(self: DictionaryEnsemble, batch: Any, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 4:
+            raise RuntimeError("broken off")
+        return step(self, batch, batch_idx)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DictionaryEnsemble, "training_step", breaking)
+        with pytest.raises(RuntimeError, match="broken off"):
+            train(place, text, out, *BRANCHED)
+
+
+@pytest.fixture(scope="module")
+def branched(place: Path, text_folder: Path) -> Path:
+    """The run directory of a run whose variants begin as one, and that broke off before."""
+    break_off(place, text_folder, "branched")
+    assert [folder.name for folder in (place / "branched/variants").iterdir()] == ["k6"]
+    return train(place, text_folder, "branched", *BRANCHED)
+
+
+def test_variants_that_begin_as_one_leave_each_its_own(
+    branched: Path, place: Path, text_folder: Path
+) -> None:
+    found = figures(branched)
+    assert {f"k{k}/val/fvu" for k in (4, 6, 12)} <= set(found)
+    assert found["k4/val/fvu"] > found["k6/val/fvu"] > found["k12/val/fvu"]
+    for k in (4, 6, 12):
+        assert (branched / f"variants/k{k}/factors.html").stat().st_size > 0
+        codes = dictlearn.load(branched / f"variants/k{k}").encode(torch.randn(9, 384), layer=2)
+        assert int((codes > 0).sum(1).max()) <= k
+    alone = train(place, text_folder, "k6", "prox.k=6")
+    assert torch.equal(dictlearn.load(branched / "variants/k6").atoms, dictlearn.load(alone).atoms)
+    with (branched / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    steps = {k: [int(row["step"]) for row in rows if row[f"k{k}/train/l0"]] for k in (4, 6)}
+    assert steps == {4: [7, 11], 6: [3, 7, 11]}
+    log = (branched / "run.log").read_text()
+    assert log.count("The dictionaries go on each by itself from step 6") == 1
+
+
+def test_what_would_part_elsewhere_is_not_gone_on_with_unsaid(
+    place: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_off(place, text_folder, "elsewhere")
+    with pytest.raises(SystemExit):
+        train(place, text_folder, "elsewhere", COUNTS, "branch_at=0.25")
+    assert "began with branch_at=0.5 and now has 0.25" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_processes_part_what_they_hold_together(
+    branched: Path, place: Path, text_folder: Path
+) -> None:
+    both = ["trainer=dictionary_parallel", "trainer.accelerator=cpu", "trainer.devices=2"]
+    given = [*SMALL[1:], *both, f"text.path={text_folder}", *BRANCHED]
+    done = run(place, *given, "hydra.run.dir=parted")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for k in (4, 6, 12):
+        found, expected = (figures(out / f"variants/k{k}") for out in (place / "parted", branched))
+        assert found["val/fvu"] == pytest.approx(expected["val/fvu"], rel=1e-2)
 
 
 @pytest.mark.slow
