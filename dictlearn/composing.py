@@ -21,7 +21,6 @@ from dictlearn.hidden_states import (
 )
 from dictlearn.learner import DictionaryLearner
 from dictlearn.storage.saved import load
-from dictlearn.variants import branch_of
 
 
 def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearner, DataModule]:
@@ -35,7 +34,10 @@ def compose(config: DictConfig, values: dict[str, Any]) -> tuple[DictionaryLearn
 
 
 def compose_several(
-    config: DictConfig, values: dict[str, Any], variants: Mapping[str, DictConfig]
+    config: DictConfig,
+    values: dict[str, Any],
+    variants: Mapping[str, DictConfig],
+    branch_at: float = 0.0,
 ) -> tuple[DictionaryEnsemble, DataModule]:
     """Build the learners of all variants, by name, and the stream that they share."""
     parts, made = {}, {}
@@ -48,7 +50,7 @@ def compose_several(
             dictionary = new_dictionary(variant, data.hidden_size)
             about = redacted(plain(variant))
             made[name] = Variant(dictionary, **parts[name], config=about)
-    return DictionaryEnsemble(made, values, branch_of(config)), data
+    return DictionaryEnsemble(made, values, branch_at), data
 
 
 @contextmanager

@@ -41,7 +41,7 @@ from dictlearn.storage.atomic import write_text
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.committed import failure_of
 from dictlearn.storage.saved import save_dictionary
-from dictlearn.variants import named, own_figures, place_of, variant_configs
+from dictlearn.variants import branch_of, named, own_figures, place_of, variant_configs
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +68,10 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     _refuse_unknown(values)
     pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
     checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
-    variants = variant_configs(config)
+    variants, branch_at = variant_configs(config), branch_of(config)
     learner: Learner
     if variants:
-        learner, data = compose_several(config, values, variants)
+        learner, data = compose_several(config, values, variants, branch_at)
     else:
         learner, data = compose(config, values)
     trainer = _trainer(config, data, start, run_dir, callbacks(config, variants, run_dir))

@@ -123,8 +123,10 @@ def test_what_cannot_begin_as_one_is_refused(
 def test_variants_may_begin_as_one(tmp_path: Path) -> None:
     for asked, share in (("null", 0.0), ("0", 0.0), ("0.25", 0.25)):
         config = composed(f"branch_at={asked}", "variants={prox.k:[8,9]}", out=tmp_path)
-        assert branch_of(config) == share
-        made, _ = composing.compose_several(config, plain(config), variant_configs(config))
+        found = branch_of(config)
+        given = (config, plain(config), variant_configs(config), found)
+        made, _ = composing.compose_several(*given)
+        assert found == share
         assert made.branch_at == share
 
 

@@ -10,6 +10,9 @@ import torch
 
 from dictlearn.update.optimizers import DictionaryOptimizer
 
+OF_CODES = {"energy", "gram"}
+"""In the state of atoms, under rules whose steps are by statistics of codes."""
+
 
 class JointOptimizer(torch.optim.Optimizer):
     """Steps several optimizers at once; Lightning sees one, and counts one step for every batch.
@@ -45,8 +48,13 @@ class JointOptimizer(torch.optim.Optimizer):
         return loss
 
     def copy_state(self, source: DictionaryOptimizer, target: DictionaryOptimizer) -> None:
-        """Give one part a copy of the state of another, for parameters of the same shapes."""
+        """Give one part what another knows of gradients, for parameters of the same shapes.
+
+        What a rule knows of codes goes: under another sparsity they are of other sizes.
+        """
         target.load_state_dict(copy.deepcopy(source.state_dict()))
+        if OF_CODES & target.state[target.atoms].keys():
+            del target.state[target.atoms]
         self._share_groups()
 
     def state_dict(self) -> dict[str, Any]:

@@ -61,9 +61,14 @@ def test_several_dictionaries_are_timed_beside_a_run_for_each(
         ["--quick", "--only", "TopK autoencoder", "--json", str(tmp_path / "figures.json")]
     )
     found = figures(tmp_path)
-    assert found["TopK autoencoder/same_fvu"] == 1
-    assert found["TopK autoencoder/times_cheaper"] > 1
-    assert "2 dictionaries of 256 atoms" in capsys.readouterr().out
+    apart, as_one = ("TopK autoencoder/branch_at0", "TopK autoencoder/branch_at0.5")
+    assert found[f"{apart}/same_fvu"] == 1
+    assert found[f"{as_one}/same_fvu"] == 0
+    assert found[f"{apart}/times_cheaper"] > 1
+    assert 0.5 < found[f"{as_one}/worst_fvu_over_own"] < 2
+    printed = capsys.readouterr().out
+    assert "2 dictionaries of 256 atoms" in printed
+    assert "same, same" in printed
 
 
 @pytest.mark.slow
