@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--k", nargs="+", type=int, default=[16, 32, 64, 128])
     parser.add_argument("--n-atoms", type=int, default=3072)
-    parser.add_argument("--branch-at", nargs="+", type=float, default=[0.0, 0.5])
+    parser.add_argument("--branch-at", nargs="+", type=float, default=[0.0, 0.5, 0.75])
     parser.add_argument("--override", nargs="*", default=[], help="for every run")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it works")

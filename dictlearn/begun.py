@@ -86,9 +86,9 @@ def figures_of_the_same(run_dir: Path, config: DictConfig) -> dict[str, float] |
         figures: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
     except (OSError, ValueError):
         return None
-    now = OmegaConf.create(OmegaConf.to_yaml(config))
-    before.resume = now.resume
-    return figures if before == now else None
+    new = {"branch_at": None}  # a run of a version before this one was begun without it
+    now = OmegaConf.merge(new, OmegaConf.create(OmegaConf.to_yaml(config)))
+    return figures if OmegaConf.merge(new, before, {"resume": now.resume}) == now else None
 
 
 def going_on(arguments: list[str]) -> list[str]:

@@ -7,16 +7,17 @@ process: they share the batches and nothing else, unless they begin as one.
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dictlearn import processes
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import DataModule, HiddenStates
 from dictlearn.learner import DictionaryLearner
@@ -47,9 +48,11 @@ class Variant(DictionaryLearner):
         """Return its own optimizer."""
         return self.optimizer
 
+    @torch.no_grad()
     def go_on_from(self, other: Variant) -> None:
-        """Take over what another one has learned so far, but not the price of its codes."""
-        self.load_state_dict(other.state_dict())
+        """Take over what another one has learned; how many codes it wants is its own matter."""
+        for mine, its in zip(_tensors(self), _tensors(other), strict=True):
+            mine.copy_(its)
         self.inference.forget_prices()
         self.vectors_seen = other.vectors_seen
 
@@ -95,10 +98,11 @@ class DictionaryEnsemble(pl.LightningModule):
         self.apart = branch_at == 0
         self.names = tuple(variants)
         self.variants = nn.ModuleList(variants.values())
-        kinds = [_shapes(variant) for variant in variants.values()]
-        if branch_at and any(kind != kinds[0] for kind in kinds):
+        kinds = {name: _kind(variant) for name, variant in variants.items()}
+        other = [name for name in self.names if kinds[name] != kinds[self.names[0]]]
+        if branch_at and other:
             raise InputError(
-                f"branch_at={branch_at}: the encoders of {', '.join(self.names)} are not of one "
+                f"branch_at={branch_at}: what {self.names[0]} and {other[0]} learn is not of one "
                 "kind, and cannot begin as one: set branch_at=null."
             )
         for name, variant in variants.items():
@@ -190,7 +194,7 @@ class DictionaryEnsemble(pl.LightningModule):
         acting = self.acting.values()
         joint.acting = tuple(variant.optimizer for variant in acting)
         loss = torch.stack([variant.training_step(batch, batch_idx) for variant in acting]).sum()
-        if self.apart or processes.world_size() == 1:
+        if self.apart or not isinstance(self.trainer.strategy, DDPStrategy):
             return loss
         # Data parallel training wants every parameter in every loss: here with slope zero.
         return loss + sum(0 * parameter.sum() for parameter in self.parameters())
@@ -265,8 +269,12 @@ class _Remembering:
         return getattr(self._data, name)
 
 
-def _shapes(variant: Variant) -> dict[str, torch.Size]:
-    return {name: entry.shape for name, entry in variant.state_dict().items()}
+def _tensors(variant: Variant) -> Iterator[Tensor]:
+    yield from itertools.chain(variant.parameters(), variant.buffers())
+
+
+def _kind(variant: Variant) -> list[torch.Size]:
+    return [entry.shape for entry in _tensors(variant)]
 
 
 def _below(tensors: Mapping[str, Any], prefix: str) -> dict[str, Any]:

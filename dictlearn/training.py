@@ -112,6 +112,10 @@ def _conclude(
 ) -> dict[str, float]:
     """Measure and save what was learned; return the figures of ``metrics.json``."""
     _hung(trainer, KeepOptions).keep(trainer)
+    if missing := learners(learner).keys() - learners(learner, acting=True).keys():
+        log.warning(
+            "The run ends before the variants part: there is no %s.", ", ".join(sorted(missing))
+        )
     figures = _held_out(trainer, learner, data)
     for callback in _saving(trainer):
         callback.finish(trainer)
@@ -119,7 +123,7 @@ def _conclude(
     _save(run_dir, learner, data, figures)
     if trainer.is_global_zero:
         _leave(run_dir, learner, figures)
-        for name in learners(learner):
+        for name in learners(learner, acting=True):
             title = f"{config.name}-{name}" if name else config.name
             own, folder = own_figures(figures, name), place_of(run_dir, name) / "dictionary"
             log_artifact(trainer.loggers, folder, title, own)
@@ -227,6 +231,7 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
     skipped = {
         named(name, "train/skipped_steps"): float(getattr(own, "skipped", 0))
         for name, own in zip(learners(learner), optimizers, strict=False)
+        if name in learners(learner, acting=True)
     }
     return skipped | {
         "train/non_finite_tokens": float(len(processes.union(data.non_finite))),
@@ -282,8 +287,9 @@ def _save_one(
 
 
 def _leave(run_dir: Path, learner: Learner, figures: dict[str, float]) -> None:
-    for name in {"": None, **learners(learner)}:
+    acting = learners(learner, acting=True)
+    for name in {"": None, **acting}:
         text = json.dumps(own_figures(figures, name), indent=2, sort_keys=True) + "\n"
         write_text(place_of(run_dir, name) / "metrics.json", text)
-    for name in learners(learner):
+    for name in acting:
         log.info("The dictionary is in %s", place_of(run_dir, name) / "dictionary")

@@ -86,10 +86,10 @@ def branch_of(config: DictConfig) -> float:
         return 0.0
     if share == 1:
         raise InputError("branch_at=1 leaves the variants no step of their own: choose less.")
-    if asked is None:
+    if not asked:
         raise InputError(f"branch_at={share} needs variants that part there: write {EXAMPLE}.")
     for key in itertools.chain.from_iterable(_changes(asked)):
-        if not key.startswith("prox."):
+        if not key.startswith("prox.") or key == "prox.sampled":
             raise InputError(
                 f"branch_at={share}: variants that begin as one differ only in what is below prox, "
                 f"and these in {key}: leave it out, or set branch_at=null."
@@ -121,7 +121,7 @@ def _changed(config: DictConfig, change: Change) -> DictConfig:
     for key, value in change.items():
         if key not in options:
             OmegaConf.update(made, key, value)
-    made.variants = None
+    made.variants = made.branch_at = None
     return made
 
 

@@ -61,6 +61,8 @@ def test_only_a_finished_run_of_the_same_options_has_figures(tmp_path: Path) -> 
     finished(tmp_path)
     assert figures_of_the_same(tmp_path, config) == {"val/fvu": 0.25}
     assert figures_of_the_same(tmp_path, OmegaConf.create({**OPTIONS, "name": "m"})) is None
+    newer = [OmegaConf.create({**OPTIONS, "branch_at": at}) for at in (None, 0.5)]
+    assert [figures_of_the_same(tmp_path, one) for one in newer] == [{"val/fvu": 0.25}, None]
     assert figures_of_the_same(tmp_path, OmegaConf.create({**OPTIONS, "resume": True})) is None
     keep_options(tmp_path, started(tmp_path, resume=True))  # it goes on by hand
     assert not (tmp_path / "metrics.json").exists()

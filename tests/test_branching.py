@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,16 @@ from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.inference import ExchangePursuit, TwoPhase, Unrolled, WorkingSet
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers.csv import CsvLogger
-from dictlearn.prox import BatchTopK, TopK
+from dictlearn.prox import BatchTopK, Jump, Soft, TopK
 from dictlearn.resuming import checkpoint_to_go_on_from
-from dictlearn.update import Adam, FirstAdam, Phased, ThenHessianDiagonal
+from dictlearn.update import (
+    Adam,
+    FirstAdam,
+    HessianDiagonalRule,
+    Mairal,
+    Phased,
+    ThenHessianDiagonal,
+)
 from tests.resume.interrupted import Interrupt, assert_same_end, equal, finish, history
 from tests.small_run import BATCH, small_data, small_trainer
 
@@ -30,11 +38,18 @@ STEPS = 12
 COMMON = 6
 COUNTS = {"k4": 4, "k8": 8, "k24": 24}
 KINDS = ("topk", "two_phase")
+OTHERS = ("jump", "seed_rule", "mairal")
 
 
 def parts(kind: str, k: int) -> dict[str, Any]:
     if kind == "topk":
         return {"prox": TopK(k), "inference": Unrolled(), "update": Adam(warmup_vectors=0)}
+    if kind == "jump":
+        one = Unrolled(1, "untied")
+        return {"prox": Jump(0.1, target_l0=float(k)), "inference": one, "update": Adam()}
+    if kind in ("seed_rule", "mairal"):
+        rule = Mairal() if kind == "mairal" else HessianDiagonalRule(mode="seed", floor=0.01)
+        return {"prox": Soft(k / 100), "inference": WorkingSet(), "update": rule}
     encoder = Unrolled(1, "tied")
     inference = TwoPhase(encoder, WorkingSet(), ExchangePursuit(), 0.25, 0.25, distil="none")
     update = Phased(FirstAdam(warmup_vectors=0), ThenHessianDiagonal())
@@ -169,6 +184,33 @@ def test_only_those_that_learn_are_validated(joint: tuple[str, DictionaryEnsembl
     assert learners(ensemble, acting=True) == learners(ensemble) == ensemble.parts
 
 
+@pytest.mark.parametrize("kind", OTHERS)
+def test_the_first_step_of_its_own_is_no_larger_than_those_before(
+    kind: str, make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+) -> None:
+    """What a rule has averaged over many steps is not lost: one batch would throw atoms about."""
+    watch, data = Watch(), make_data()
+    ensemble = ensemble_of(data, kind)
+    fit(tmp_path, ensemble, data, watch)
+    key = "dictionary.atoms"
+    steps = [found["k8"][key] for found in watch.steps[: COMMON + 1]]
+    moved = [(after - before).norm() for before, after in itertools.pairwise(steps)]
+    for name in ("k4", "k24"):
+        own = (watch.steps[COMMON][name][key] - steps[COMMON - 1]).norm()
+        assert 0 < own < 2 * max(moved[-3:]), (name, own, moved)
+
+
+def test_thresholds_are_fitted_anew_to_another_number_of_codes(
+    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+) -> None:
+    watch, data = Watch(), make_data()
+    fit(tmp_path, ensemble_of(data, "jump"), data, watch)
+    key = "inference.jumps.scales"
+    few, middle, many = (float(watch.steps[COMMON][name][key]) for name in COUNTS)
+    assert many < middle < few
+    assert float(watch.steps[COMMON - 1]["k8"][key]) == middle
+
+
 def test_a_price_is_found_anew(
     make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
@@ -276,6 +318,6 @@ def test_encoders_of_several_kinds_cannot_begin_as_one(
         max_vectors=data.max_vectors,
     )
     made = {"k4": learner_of(Variant, "topk", 4, data), "sampled": sampled}
-    with pytest.raises(InputError, match=r"branch_at=0\.5: the encoders of k4, sampled are not"):
+    with pytest.raises(InputError, match=r"branch_at=0\.5: what k4 and sampled learn is not"):
         DictionaryEnsemble(made, branch_at=0.5)
     DictionaryEnsemble(made)

@@ -34,6 +34,8 @@ def test_a_mapping_is_a_grid(tmp_path: Path) -> None:
     keys = ("prox.k", "seed", "callbacks.revival.seed", "dictionary.n_atoms", "variants")
     assert chosen(made["k64_seed7"], *keys) == [64, 7, 7, 500, None]
     assert chosen(made["k16_seed0"], *keys) == [16, 0, 0, 500, None]
+    (alone,) = configs(tmp_path, "variants={prox.k:[16]}", "branch_at=0.5").values()
+    assert alone.branch_at is None  # of a run of its own
 
 
 def test_one_value_need_not_be_a_list(tmp_path: Path) -> None:
@@ -105,6 +107,11 @@ def test_a_mistake_is_one_sentence(asked: str, message: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
+        (["branch_at=0.5", "variants={}"], r"branch_at=0\.5 needs variants that part there"),
+        (
+            ["branch_at=0.5", "variants=[{prox.sampled:[4,8]}]"],
+            r"and these in prox\.sampled: leave",
+        ),
         (["branch_at=0.5"], r"branch_at=0\.5 needs variants that part there: write variants="),
         (["branch_at=1", "variants={prox.k:[8,9]}"], r"branch_at=1 leaves the variants no step"),
         (["branch_at=-1", "variants={prox.k:[8,9]}"], r"branch_at=-1 must be in \[0\.0, 1\.0\]"),

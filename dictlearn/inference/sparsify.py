@@ -85,15 +85,21 @@ class Jumps(nn.Module):
         self.register_buffer("scales", atoms.new_zeros(n_layers))
         self.register_buffer("fitted", torch.zeros(n_layers, dtype=torch.bool))
         self._fitted = [False] * n_layers
+        self._given = True
 
     @torch.no_grad()
     def start(self, scale: float, fitted: bool) -> None:
         """Start all thresholds at a scale, which stays if it is said to be fitted."""
         self.scales.fill_(scale)
-        self.fitted.fill_(fitted)
-        self._fitted = [False] * len(self._fitted)
+        self._given = fitted
+        self.forget()
         for factor in self.factors:
             factor.zero_()
+
+    def forget(self) -> None:
+        """Fit the scales anew, unless they were given, to factors as they are."""
+        self.fitted.fill_(self._given)
+        self._fitted = [False] * len(self._fitted)
 
     @torch.no_grad()
     def fit(self, t: int, scores: Tensor, k: float, shards: Processes = ALONE) -> None:
@@ -105,7 +111,7 @@ class Jumps(nn.Module):
             first = processes.rank() * len(scores)
             above = round((first + len(scores)) * k) - round(first * k)
             above = max(1, min(above, scores.numel() * shards.count))
-            cut = kth_largest(scores, above, shards)
+            cut = kth_largest(scores / torch.exp(GAIN * self.factors[t]), above, shards)
             self.scales[t] = cut.clamp_min(torch.finfo(scores.dtype).tiny)
             self.fitted[t] = True
 

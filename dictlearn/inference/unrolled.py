@@ -35,11 +35,10 @@ from dictlearn.prox import BatchTopK, Jump, Priced, Prox, Relu, TopK
 class Unrolled(Inference):
     """`a <- prox(y + s_t W_t (x - y B_t), theta_t)`, T times (Gregor & LeCun 2010).
 
-    `y` is the last code, or with momentum `a + beta_t (a - a_before)`. Learned are a step size
-    `s_t` per layer (as its logarithm, so that it stays positive), a threshold per layer and
-    atom, and what the options add. One layer with `topk`, `batch_topk`, `jump` or `relu` and
-    shared weights is the sparse autoencoder of that name; `weights=shared synthesis=learned` is
-    LISTA, `weights=shared` or `untied` LISTA-CP (Chen et al. 2018), `analytic` ALISTA.
+    `y` is the last code, or with momentum `a + beta_t (a - a_before)`. Learned are the logarithm of
+    a step size `s_t` per layer, a threshold per layer and atom, and what the options add. One layer
+    with `topk`, `batch_topk`, `jump` or `relu` and shared weights is the autoencoder of that name;
+    `shared synthesis=learned` is LISTA, else LISTA-CP (Chen et al. 2018), `analytic` ALISTA.
 
     Where `topk` draws its k at every step, step sizes and thresholds have a slope each in log k.
 
@@ -58,8 +57,7 @@ class Unrolled(Inference):
             one for all layers, or one per layer if the weights are untied.
         thresholds: `price`: `s_t lambda exp(tau_t)`, positive, so that it follows the price, with
             tau learned; `bias`: any number, starting at `s_t lambda` (or 0), as in autoencoders;
-            `auto`: `bias` for one layer with weights of its own, else `price`. Without a price
-            it is `bias`.
+            `auto`: `bias` without a price and for one layer with weights of its own, else `price`.
         n_candidates: c: the first layer looks at all atoms, and all layers work on the c most
             promising alone; None: all layers look at all atoms. Needs `topk` or `batch_topk`.
         rescreen: whether the middle layer looks at all atoms again and chooses new candidates.
@@ -156,8 +154,8 @@ class Unrolled(Inference):
         self.forget_prices()
         if self.jumps is not None and isinstance(self._prox, Jump):
             # Hard thresholding at sqrt(2 lambda s) is the proximal step of s lambda |a|_0.
-            fitted = self._prox.target_l0 is None
-            self.jumps.start(math.sqrt(2 * self._prox.lambda_ * step), fitted)
+            scale, given = math.sqrt(2 * self._prox.lambda_ * step), self._prox.target_l0 is None
+            self.jumps.start(scale, given)
 
     @torch.no_grad()
     def reset_atoms(self, dictionary: Dictionary, indices: Tensor) -> None:
@@ -170,9 +168,11 @@ class Unrolled(Inference):
             factor[indices] = 0.0
 
     def forget_prices(self) -> None:
-        """Forget the cut; see `Inference.forget_prices`."""
+        """Forget cut and scales; see `Inference.forget_prices`."""
         if self.cut is not None:
             self.cut.forget()
+        if self.jumps is not None:
+            self.jumps.forget()
 
     def check_shards(self) -> None:
         """Raise InputError where layers or refit need all atoms in one place."""

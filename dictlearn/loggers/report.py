@@ -46,11 +46,11 @@ class RunReport(pl.Callback):
     # Not at the epoch's end: there callbacks are called before the learner has its figures.
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the histogram of `validation_firing_frequency`, where there is one: that of the
-        module, or those of its `parts`, by their names.
+        module, or those of its `acting` parts, by their names.
         """  # noqa: D205
         if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        for name, part in getattr(pl_module, "parts", {"": pl_module}).items():
+        for name, part in getattr(pl_module, "acting", {"": pl_module}).items():
             frequency = getattr(part, "validation_firing_frequency", None)
             key = f"{name}/atom_usage" if name else "atom_usage"
             if frequency is None:

@@ -8,10 +8,7 @@ from typing import Any
 
 import torch
 
-from dictlearn.update.optimizers import DictionaryOptimizer
-
-OF_CODES = {"energy", "gram"}
-"""In the state of atoms, under rules whose steps are by statistics of codes."""
+from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal
 
 
 class JointOptimizer(torch.optim.Optimizer):
@@ -45,17 +42,21 @@ class JointOptimizer(torch.optim.Optimizer):
                 loss = closure()
         for part in self.acting:
             part.step()
+        self.zero_grad()  # of the others, which data parallel training gives gradients too
         return loss
 
     def copy_state(self, source: DictionaryOptimizer, target: DictionaryOptimizer) -> None:
-        """Give one part what another knows of gradients, for parameters of the same shapes.
+        """Give one part what another has learned, for parameters of the same shapes.
 
-        What a rule knows of codes goes: under another sparsity they are of other sizes.
+        A curvature whose age counts begins anew: the codes of another sparsity have another size.
         """
-        target.load_state_dict(copy.deepcopy(source.state_dict()))
-        if OF_CODES & target.state[target.atoms].keys():
-            del target.state[target.atoms]
-        self._share_groups()
+        for mine, its in zip(target.param_groups, source.param_groups, strict=True):
+            mine.update({key: value for key, value in its.items() if key != "params"})
+            for parameter, other in zip(mine["params"], its["params"], strict=True):
+                target.state[parameter] = copy.deepcopy(source.state[other])
+        corrected = isinstance(target, HessianDiagonal) and target.mode == "corrected"
+        if corrected and "energy" in target.state[target.atoms]:
+            target.state[target.atoms] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the parts."""

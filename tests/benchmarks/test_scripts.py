@@ -58,7 +58,10 @@ def test_several_dictionaries_are_timed_beside_a_run_for_each(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     several.main(
-        ["--quick", "--only", "TopK autoencoder", "--json", str(tmp_path / "figures.json")]
+        [
+            *("--quick", "--only", "TopK autoencoder", "--branch-at", "0", "0.5"),
+            *("--json", str(tmp_path / "figures.json")),
+        ]
     )
     found = figures(tmp_path)
     apart, as_one = ("TopK autoencoder/branch_at0", "TopK autoencoder/branch_at0.5")

@@ -206,6 +206,18 @@ def test_variants_that_begin_as_one_leave_each_its_own(
     assert log.count("The dictionaries go on each by itself from step 6") == 1
 
 
+def test_a_run_that_ends_before_they_part_leaves_the_middle_one_and_says_so(
+    place: Path, text_folder: Path
+) -> None:
+    ended = train(place, text_folder, "early", *BRANCHED, "+trainer.max_steps=4")
+    assert [folder.name for folder in (ended / "variants").iterdir()] == ["k6"]
+    assert {key.split("/")[0] for key in figures(ended) if key.startswith("k")} == {"k6"}
+    assert dictlearn.load(ended / "variants" / "k6").atoms.shape == (96, 384)
+    log = (ended / "run.log").read_text()
+    assert "The run ends before the variants part: there is no k12, k4." in log
+    assert log.count("The dictionary is in") == 1
+
+
 def test_what_would_part_elsewhere_is_not_gone_on_with_unsaid(
     place: Path, text_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,12 +179,15 @@ def test_wandb_offline_holds_config_history_page_and_artifact(train: Any) -> Non
 def test_wandb_has_usage_page_and_artifact_of_every_variant_under_its_name(train: Any) -> None:
     out, _ = train(
         *("logger=wandb", "variants={prox.k:[4,6]}", "hidden_states.layers=[0]"),
-        *("inference=unrolled", "update=adam"),
+        *("inference=unrolled", "update=adam", "branch_at=0.5"),
     )
     run = read_offline(out)
     keys = {key for row in run.history for key in row}
     for name in ("k4", "k6"):
         assert {f"{name}/{key}" for key in ("val/fvu", "atom_usage", "factors")} <= keys
+    for key in ("val/fvu", "atom_usage", "factors"):  # of the one that learns for both at first
+        one, other = (sum(f"{name}/{key}" in row for row in run.history) for name in ("k4", "k6"))
+        assert one > other > 0, key
     assert not {"atom_usage", "factors"} & keys
     assert len([entry for entry in run.artifacts if entry.type == "dictionary"]) == 2
 
