@@ -196,7 +196,9 @@ def test_a_checkpoint_of_two_shards_is_that_of_one_process(
         close(found["state"][number], state, 1e-5)
 
 
-@pytest.mark.parametrize("way", [(2, 1, 2), (1, 2, 1)], ids=str)
+@pytest.mark.parametrize(
+    "way", [(2, 1, 2), (1, 2, 1), pytest.param((2, 4, 1), marks=pytest.mark.slow)], ids=str
+)
 def test_a_run_goes_on_with_another_number_of_shards(
     way: tuple[int, ...], make_data: MakeData, tmp_path: Path
 ) -> None:
