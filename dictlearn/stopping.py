@@ -24,6 +24,9 @@ from dictlearn.errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 SUBMITTED = "SUBMITIT_EXECUTOR"
 SWEEP = "DICTLEARN_SWEEP"  # its process and its folder of marks, for all that it starts
+# Which signal submitit asks SLURM to announce the end of a job by. By its own, SIGUSR2, it would
+# end a run in the middle of a step, saving nothing, and after a full length not even requeue it.
+ANNOUNCED = {"SUBMITIT_PREEMPT_SIGNAL": "USR1"}
 
 
 def in_sweep() -> bool:
@@ -115,14 +118,18 @@ def stopped_as_a_whole(imported: Callable[[], bool] = lambda: True) -> Iterator[
         signal.signal(number, before[number])
         signal.raise_signal(number)
 
-    os.environ[SWEEP] = f"{os.getpid()}:{folder}"
+    variables = {key: os.environ.get(key) for key in (SWEEP, *ANNOUNCED)}
+    os.environ.update({SWEEP: f"{os.getpid()}:{folder}", **ANNOUNCED})
     before.update({number: signal.signal(number, ask) for number in SIGNALS})
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        del os.environ[SWEEP]
+        for key, value in variables.items():
+            os.environ.pop(key, None)
+            if value is not None:
+                os.environ[key] = value
         shutil.rmtree(folder, ignore_errors=True)
 
 

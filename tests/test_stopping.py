@@ -2,7 +2,10 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -82,6 +85,23 @@ def test_a_job_of_submitit_is_stopped_and_requeued_alone(
         stop_sweep(signal.SIGUSR1)
         monkeypatch.delenv(stopping.SUBMITTED)
         assert sweep_signal() is None
+
+
+def test_submitit_asks_slurm_for_the_signal_that_a_run_understands(
+    heard: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("submitit")
+    script = "from submitit.slurm import slurm; print(slurm._make_sbatch_string('true', 'x'))"
+    monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR2")
+    with stopped_as_a_whole():
+        made = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, check=True)
+    asked = re.findall(r"#SBATCH --signal=(\w+)@", made.stdout.decode())
+    assert [signal.Signals[f"SIG{name}"] for name in asked] == [signal.SIGUSR1]
+    assert os.environ["SUBMITIT_PREEMPT_SIGNAL"] == "USR2"
+    monkeypatch.delenv("SUBMITIT_PREEMPT_SIGNAL")
+    with stopped_as_a_whole():
+        pass
+    assert "SUBMITIT_PREEMPT_SIGNAL" not in os.environ
 
 
 def _worker() -> None:

@@ -102,7 +102,11 @@ def _session(session: int) -> list[int]:
 
 
 def read_run(
-    folder: Path, processes: int, n_atoms: int = 64, at_most: float = 0.9
+    folder: Path,
+    processes: int,
+    n_atoms: int = 64,
+    at_most: float = 0.9,
+    vectors: int = VECTORS,
 ) -> dict[str, float]:
     """Check that a run directory has one of everything and a fair FVU; return its figures."""
     found = sorted(path.name for path in folder.iterdir())
@@ -111,6 +115,6 @@ def read_run(
     saved = load_file(folder / "dictionary" / "dictionary.safetensors")
     assert (n_atoms, 384) in [tensor.shape for tensor in saved.values()]
     figures: dict[str, float] = json.loads((folder / "metrics.json").read_text())
-    assert VECTORS <= figures["train/vectors"] < VECTORS + processes * 256 * 2
+    assert vectors <= figures["train/vectors"] < vectors + processes * 256 * 2
     assert 0 < figures["val/fvu"] < at_most
     return figures

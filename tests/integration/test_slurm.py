@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.fake_slurm import FakeSlurm, wait_until
-from tests.integration.launches import ROOT, TRAIN, read_run, run, tiny
+from tests.integration.launches import ROOT, TRAIN, read_run, started, tiny
 
 SCRIPT = ROOT / "docs" / "slurm" / "train.sbatch"
 TWO_TASKS = ("--nodes=1", "--ntasks-per-node=2")
@@ -95,25 +96,50 @@ def test_the_scheduler_of_the_tests_ends_all_tasks_with_one_that_fails(
         job = slurm.submit("job.sh", cwd=place)
         job.communicate(timeout=30)
         (folder,) = slurm.jobs()
-        options = json.loads((folder / "options.json").read_text())
+        given = options(folder)
     assert job.returncode == 128 + signal.SIGTERM
-    assert options["ntasks"] == "2"
+    assert given["ntasks"] == "2"
 
 
 @pytest.mark.slow
-def test_submitit_makes_a_job_of_every_value(place: Path, tmp_path: Path, few_texts: Path) -> None:
+def test_submitit_makes_a_job_of_every_value_and_the_one_near_its_limit_goes_on(
+    place: Path, tmp_path: Path, few_texts: Path
+) -> None:
+    """C4 the signal by which submitit lets SLURM announce a limit, to one of two jobs of a sweep:
+    saved between two steps, requeued once, and gone on with in its directory; the other runs on.
+    """
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
     submit = (
         *("hydra/launcher=submitit_slurm", "hydra.launcher.tasks_per_node=${trainer.devices}"),
         *("hydra.launcher.timeout_min=10", "hydra.launcher.cpus_per_task=1", "trainer=ddp_cpu"),
+        "+hydra.launcher.additional_parameters.requeue=true",
     )
-    command = [sys.executable, TRAIN, "-m", *submit, *tiny(few_texts), "trainer.devices=2"]
+    long = ("max_vectors=61440", "trainer.val_check_interval=20", "callbacks=default")
+    values = ("dictionary.n_atoms=64,32", "trainer.devices=2", *long)
+    command = [sys.executable, TRAIN, "-m", *submit, *tiny(few_texts), *values]
+    variables = {"PYTHONPATH": str(ROOT), "SUBMITIT_PREEMPT_SIGNAL": "USR2"}
     with FakeSlurm(tmp_path / "slurm") as slurm:
-        done = run(command, place, PYTHONPATH=str(ROOT), **slurm.variables())
-    assert done.returncode == 0, done.stdout
-    (sweep,) = (place / "outputs" / "dictionary").iterdir()
-    assert sorted(os.listdir(sweep)) == [".submitit", "0", "multirun.yaml"]
-    read_run(sweep / "0", processes=2)
+        variables |= slurm.variables()
+        with started(command, place, **variables) as process:
+            sweeps = place / "outputs" / "dictionary"
+            wait_until(
+                lambda: any("step 20 of" in read(log) for log in sweeps.glob("*/0/run.log")), 240
+            )
+            (job,) = (job for job in slurm.jobs() if options(job)["array-task"] == "0")
+            slurm.near_the_limit(job)
+            said, _ = process.communicate(timeout=240)
+    (sweep,) = sweeps.iterdir()
+    first, second = (read(path) for path in sorted(sweep.glob(".submitit/*_[01]/*_0_log.out")))
+    assert process.returncode == 0, said + first + second
+    assert sorted(os.listdir(sweep)) == [".submitit", "0", "1", "multirun.yaml"]
+    stopped = re.findall(r"stopped by SIGUSR1 after step (\d+)", first)
+    assert len(stopped) == 1, first
+    assert re.findall(r"Going on from step (\d+) of", first) == stopped
+    assert first.count("in its queue again") == 1
+    assert "stopped by" not in second
+    assert "Going on" not in second
+    for number, n_atoms in (("0", 64), ("1", 32)):
+        read_run(sweep / number, 2, n_atoms, vectors=61_440)
 
 
 @pytest.mark.slow
@@ -137,6 +163,12 @@ def test_a_run_near_its_limit_is_requeued_and_goes_on(
     assert [path.name for path in out.iterdir()] == [f"slurm-{folder.name}"]
     figures = json.loads((out / f"slurm-{folder.name}" / "metrics.json").read_text())
     assert figures["train/vectors"] >= 200_000
+
+
+def options(job: Path) -> dict[str, str]:
+    """Return what ``sbatch`` was asked for."""
+    found: dict[str, str] = json.loads((job / "options.json").read_text())
+    return found
 
 
 def read(path: Path) -> str:
