@@ -36,8 +36,8 @@ def test_too_little_memory_is_told_with_the_sizes(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """C7 the GPU is full at the third solve: one sentence with batch size, width, atoms and what to
-    lower.
+    """C7 the GPU is full at the third solve: one sentence with batch size, width, atoms, the size
+    of a dense table of codes and what to lower; which batch would fit is not found out.
     """
     forward, calls = Unrolled.forward, 0
 
