@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytorch_lightning as pl
-import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Checkpoint
@@ -20,6 +19,7 @@ from dictlearn.begun import options_of_this_start
 from dictlearn.callbacks.begun import KeepOptions
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.left_out import LeftOut
+from dictlearn.callbacks.memory import BatchThatFits, is_out_of_memory
 from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.callbacks.variants import callbacks
@@ -100,8 +100,9 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
                 f"{run_dir} cannot be written ({error.strerror}): make room on that disk, then go "
                 "on with run=DIR resume=true."
             ) from error
-        if _is_out_of_memory(error):
-            raise InputError(_too_large(config, data, trainer.global_step)) from error
+        if is_out_of_memory(error):
+            fits = _hung(trainer, BatchThatFits).vectors
+            raise InputError(_too_large(config, data, trainer.global_step, fits)) from error
         raise
     finish_loggers(trainer.loggers)
     return figures
@@ -131,21 +132,15 @@ def _conclude(
     return figures
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a GPU, or the machine, had no memory left; on a CPU torch has no name for it."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-def _too_large(config: DictConfig, data: DataModule, step: int) -> str:
+def _too_large(config: DictConfig, data: DataModule, step: int, fits: int | None) -> str:
     n, m = data.options.batch_size, int(config.dictionary.n_atoms)
     inference = str(config.inference["_target_"]).rpartition(".")[2]
+    found = f" ({fits} vectors fit)" if fits else ""
     return (
         f"The memory is full at step {step}, with hidden_states.batch_size={n} vectors of width "
         f"{data.hidden_size}, dictionary.n_atoms={m} and {inference} (one dense table of codes "
-        f"alone has {4 * n * m / 2**20:,.1f} MiB): lower hidden_states.batch_size first, then "
-        "dictionary.n_atoms."
+        f"alone has {4 * n * m / 2**20:,.1f} MiB): lower hidden_states.batch_size first{found}, "
+        "then dictionary.n_atoms."
     )
 
 
@@ -184,7 +179,7 @@ def _trainer(
         config["trainer"],
         max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
         logger=loggers or False,
-        callbacks=[*hung, Throughput(started), LeftOut(), kept],
+        callbacks=[*hung, Throughput(started), LeftOut(), BatchThatFits(), kept],
         plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )
