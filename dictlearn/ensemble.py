@@ -246,6 +246,9 @@ class DictionaryEnsemble(pl.LightningModule):
         for number, (name, variant) in enumerate(self.parts.items()):
             own = _below(checkpoint["state_dict"], f"variants.{number}.")
             variant.on_load_checkpoint({**saved[name], "state_dict": own})
+        if self.apart and self.vectors_seen < self.branch_at * self.best.max_vectors:
+            said = "branch_at=%s changes nothing: the dictionaries of the checkpoint have parted."
+            log.warning(said, self.branch_at)
 
 
 def learners(module: pl.LightningModule, *, acting: bool = False) -> dict[str, DictionaryLearner]:

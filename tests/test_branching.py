@@ -230,7 +230,9 @@ def test_a_price_is_found_anew(
     assert counted[0] == pytest.approx(2 * COUNTS["k4"], rel=0.15)
 
 
-def go(folder: Path, kind: str, data: HiddenStateDataModule, *others: pl.Callback) -> None:
+def go(
+    folder: Path, kind: str, data: HiddenStateDataModule, *others: pl.Callback, at: float = 0.5
+) -> None:
     found = checkpoint_to_go_on_from(folder, "auto")
     trainer = small_trainer(
         folder,
@@ -241,7 +243,7 @@ def go(folder: Path, kind: str, data: HiddenStateDataModule, *others: pl.Callbac
         val_check_interval=4,
         log_every_n_steps=2,
     )
-    module = ensemble_of(data, kind)
+    module = ensemble_of(data, kind, at)
     trainer.fit(module, datamodule=data, ckpt_path=None if found is None else found.path)
     finish(trainer)
 
@@ -258,6 +260,19 @@ def test_a_stopped_run_ends_bit_equal(
     go(tmp_path / "stopped", kind, make_data())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
+
+
+def test_those_that_have_parted_stay_apart_and_that_is_said(
+    make_data: Callable[..., HiddenStateDataModule],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with pytest.raises(Stopped):
+        go(tmp_path, "topk", make_data(), Interrupt(2), at=0.0)
+    watch = Watch()
+    go(tmp_path, "topk", make_data(), watch)
+    assert all(set(COUNTS) == names for names in watch.validated)
+    assert [entry for entry in caplog.messages if entry.startswith("branch_at=0.5 changes nothing")]
 
 
 class Keep(pl.Callback):
