@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ TRAIN = Path(__file__).resolve().parent.parent / "train.py"
 SAVES = 12
 SHARE = 0.02
 """Of a minute of training, at most."""
+RECIPES = {"topk_sae": ["experiment=topk_sae"], "default": []}
 
 
 def run(place: Path, vectors: int, *overrides: str) -> Path:
@@ -66,14 +68,14 @@ def saving(place: Path, arguments: argparse.Namespace) -> dict[str, Cell]:
 
 def overlap(place: Path, arguments: argparse.Namespace) -> dict[str, Cell]:
     """Print speed and waiting with the next blocks made in the background and without."""
-    columns = ["background", "vectors/s", "extraction", "waiting", "overlap"]
+    columns = ["recipe", "background", "vectors/s", "extraction", "waiting", "overlap"]
     table, found = Table("Extraction beside training", columns), {}
-    for prefetch in ("false", "true"):
+    for recipe, prefetch in itertools.product(RECIPES, ("false", "true")):
         out = run(
             place,
             arguments.vectors,
             f"trainer={arguments.trainer}",
-            "experiment=topk_sae",
+            *RECIPES[recipe],
             f"hidden_states.prefetch={prefetch}",
         )
         with (out / "metrics.csv").open() as file:
@@ -85,9 +87,9 @@ def overlap(place: Path, arguments: argparse.Namespace) -> dict[str, Cell]:
         figures = json.loads((out / "metrics.json").read_text())
         speed = figures["train/vectors_per_second"]
         share = max(0.0, 1 - waiting / extraction)
-        table.row(prefetch, speed, extraction, waiting, share)
-        found[f"overlap/{prefetch}/vectors_per_second"] = speed
-        found[f"overlap/{prefetch}/share"] = share
+        table.row(recipe, prefetch, speed, extraction, waiting, share)
+        found[f"overlap/{recipe}/{prefetch}/vectors_per_second"] = speed
+        found[f"overlap/{recipe}/{prefetch}/share"] = share
     table.print()
     return found
 

@@ -250,8 +250,8 @@ def test_running_times_checkpoints_and_overlap(tmp_path: Path) -> None:
     running.main(["--quick", "--json", str(tmp_path / "figures.json")])
     found = figures(tmp_path)
     assert 0 < found["saving/256/share"] < 0.1
-    assert found["overlap/false/share"] < 0.2
-    assert found["overlap/true/vectors_per_second"] > 0
+    assert found["overlap/topk_sae/false/share"] < 0.2
+    assert found["overlap/default/true/vectors_per_second"] > 0
 
 
 @pytest.mark.slow
