@@ -114,11 +114,10 @@ class DictionaryLearner(pl.LightningModule):
         optimizer.shards = self.mesh.dictionary
         if not optimizer.shards.alone:
             share_out_state(optimizer, self.dictionary, self.inference, self.mesh)
+        optimizer.guard.know(self.trainer.lightning_module)
         schedule = LambdaLR(optimizer, lambda step: self._lr_factor(step * per_step))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
-        }
+        scheduler = {"scheduler": schedule, "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
 
     def _lr_factor(self, vectors: int) -> float:
         """Return the factor of the learning rate; every phase of the inference has a schedule."""
@@ -203,6 +202,7 @@ class DictionaryLearner(pl.LightningModule):
         if self.price is not None:
             self.price.observe(l0)
         if isinstance(optimizer, DictionaryOptimizer):
+            optimizer.guard.step = self.trainer.global_step
             optimizer.set_exact(not view.solution.codes.values.requires_grad)
             optimizer.observe(energy)
             if optimizer.wants_codes:

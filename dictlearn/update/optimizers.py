@@ -118,8 +118,8 @@ class DictionaryOptimizer(torch.optim.Adam):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        given = [p.grad for group in self.param_groups for p in group["params"]]
-        if self.guard.allows([entry for entry in given if entry is not None], self.shards):
+        parameters = [entry for group in self.param_groups for entry in group["params"]]
+        if self.guard.allows(parameters, self.shards):
             self._update()
         else:
             self.param_groups[0]["skipped"] += 1

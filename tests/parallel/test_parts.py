@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dictlearn.codes import Codes
 from dictlearn.errors import InputError
@@ -217,14 +217,26 @@ def test_the_first_process_has_the_whole_state_and_any_takes_its_part(tmp_path: 
                 assert torch.equal(found[f"part of {key}"], part)
 
 
-def test_a_gradient_that_is_not_finite_in_one_part_stops_the_step_of_all(tmp_path: Path) -> None:
-    def task(mesh: Mesh) -> bool:
-        gradient = torch.ones(4)
-        if mesh.dictionary.rank == 1:
-            gradient[2] = torch.nan
-        return StepGuard().allows([gradient], mesh.dictionary)
+def test_a_gradient_that_is_not_finite_in_one_part_stops_the_step_of_all(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """B2 a gradient is not finite in a part of the dictionary: all skip the step and name it."""
 
-    assert on_processes(2, tmp_path, task) == [False, False]
+    def task(mesh: Mesh) -> tuple[bool, list[str]]:
+        caplog.clear()
+        guard, parts = (
+            StepGuard(),
+            nn.ParameterDict({"bias": torch.ones(4), "atoms": torch.ones(4)}),
+        )
+        guard.know(parts)
+        for entry in parts.values():
+            entry.grad = torch.ones(4)
+        if mesh.dictionary.rank == 1:
+            parts["atoms"].grad[2] = torch.nan
+        return guard.allows(parts.values(), mesh.dictionary), caplog.messages
+
+    told = (False, ["At step 0 the gradient of atoms is not finite: skipped."])
+    assert on_processes(2, tmp_path, task) == [told, told]
 
 
 def test_processes_that_the_size_does_not_divide_are_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from pathlib import Path
@@ -12,11 +13,23 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from dictlearn import cli
+from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.errors import InputError
 from dictlearn.learner import DictionaryLearner
+from dictlearn.storage.committed import committed
 from dictlearn.transformer import FrozenTransformer
-from dictlearn.update import HessianDiagonalRule, Mairal, Signum
+from dictlearn.update import (
+    FirstAdam,
+    Frozen,
+    HessianDiagonalRule,
+    Mairal,
+    Phased,
+    Signum,
+    ThenHessianDiagonal,
+)
 from dictlearn.update.optimizers import DictionaryOptimizer
+from tests.integration.test_mistakes import FAST
 from tests.small_run import small_data, small_learner, small_trainer
 from tests.watch import exact, learned
 
@@ -99,7 +112,7 @@ class BadGradient(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any
     ) -> None:
-        self._before = learned(module).dictionary.atoms.detach().clone()
+        self._before = [entry.detach().clone() for entry in module.parameters()]
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -110,32 +123,86 @@ class BadGradient(pl.Callback):
             gradient[3, 5] = math.nan
 
     def on_train_batch_end(self, trainer: pl.Trainer, module: pl.LightningModule, *_: Any) -> None:
-        atoms = learned(module).dictionary.atoms.detach()
-        self.unchanged.append(torch.equal(self._before, atoms))
+        pairs = zip(self._before, module.parameters(), strict=True)
+        self.unchanged.append(all(torch.equal(before, after) for before, after in pairs))
 
 
+PHASED = Phased(FirstAdam(warmup_vectors=0), ThenHessianDiagonal())
 RULES: dict[str, dict[str, Any]] = {
     "adam": {},
     "signum": {"update": Signum(warmup_vectors=0)},
     "hessian_diagonal": {**exact(), "update": HessianDiagonalRule()},
     "mairal": {**exact(), "update": Mairal()},
+    "phased": {"update": PHASED},
+    "phased, exact": {**exact(), "update": PHASED},
+    "frozen": {"update": Frozen(warmup_vectors=0)},
 }
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_step_with_a_bad_gradient_is_skipped(
-    rule: str, minilm_folder: Path, text_folder: Path, tmp_path: Path
+    rule: str,
+    minilm_folder: Path,
+    text_folder: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """B2 a gradient that is not finite: the step is skipped and counted, nothing is ruined."""
+    """B2 a gradient that is not finite: the step is skipped and counted, parameter and step are
+    named, nothing is ruined, and neither is any checkpoint.
+    """
+    caplog.set_level(logging.WARNING)
     data = small_data(minilm_folder, text_folder, tmp_path, steps=STEPS)
     learner, bad = small_learner(data, **RULES[rule]), BadGradient((2, 5))
-    trainer = small_trainer(tmp_path, [bad])
+    saver = RunCheckpoints(tmp_path, every_steps=1, every_minutes=None, keep=99, monitor=None)
+    trainer = small_trainer(tmp_path, [bad, saver], enable_checkpointing=True)
     trainer.fit(learner, datamodule=data)
     assert bad.unchanged == [step in (2, 5) for step in range(STEPS)]
-    assert all(tensor.isfinite().all() for tensor in learner.state_dict().values())
     (optimizer,) = trainer.optimizers
     assert isinstance(optimizer, DictionaryOptimizer)
     assert optimizer.skipped == 2
+    said = "At step {} the gradient of dictionary.atoms is not finite: skipped."
+    assert [line for line in caplog.messages if "gradient" in line] == [
+        said.format(step) for step in (2, 5)
+    ]
+    saved = committed(tmp_path / "checkpoints")
+    assert [entry.step for entry in saved] == [*range(STEPS, 0, -1)]
+    for entry in saved:
+        assert not_finite(torch.load(entry.path, weights_only=True)) == []
+
+
+def not_finite(value: Any, where: str = "") -> list[str]:
+    """The places of a checkpoint, at any depth, whose tensor or number is not finite."""
+    if isinstance(value, dict):
+        return [place for key in value for place in not_finite(value[key], f"{where}/{key}")]
+    if isinstance(value, list | tuple):
+        return [place for entry in value for place in not_finite(entry, f"{where}/-")]
+    tensor = value if isinstance(value, Tensor) else torch.tensor(value if is_number(value) else 0)
+    return [] if bool(tensor.isfinite().all()) else [where]
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, float)
+
+
+def test_skipped_steps_are_among_the_figures(
+    tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B2 a loss that is not finite: the skipped step is counted in metrics.json."""
+    step = DictionaryLearner.training_step
+
+    def spoiled(self: DictionaryLearner, batch: Any, batch_idx: int) -> Tensor:
+        loss = step(self, batch, batch_idx)
+        return loss * math.nan if batch_idx == 1 else loss
+
+    monkeypatch.setattr(DictionaryLearner, "training_step", spoiled)
+    monkeypatch.chdir(tmp_path)
+    options = [*FAST, "text=local", f"text.path={text_folder}", "inference=unrolled", "prox=topk"]
+    options += ["prox.k=8", "text.max_documents=8", "hidden_states.statistics_tokens=512"]
+    options += ["hidden_states.batch_size=128", "hidden_states.validation_vectors=1024"]
+    cli.train([*options, "max_vectors=512", "hydra.run.dir=run"])
+    figures = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert figures["train/skipped_steps"] == 1
+    assert all(math.isfinite(value) for value in figures.values())
 
 
 def test_bad_gradients_without_end_stop_the_run(
@@ -144,7 +211,8 @@ def test_bad_gradients_without_end_stop_the_run(
     """B2 ten skipped steps in a row: the run ends with a sentence, its atoms finite."""
     data = small_data(minilm_folder, text_folder, tmp_path, steps=20)
     learner: DictionaryLearner = small_learner(data)
-    with pytest.raises(InputError, match=r"gradients of 10 steps in a row .* update\.lr"):
+    said = r"gradients of 10 steps in a row .*at step 12 that of dictionary.atoms: lower update\.lr"
+    with pytest.raises(InputError, match=said):
         small_trainer(tmp_path, [BadGradient(tuple(range(3, 20)))]).fit(learner, datamodule=data)
     assert learner.dictionary.atoms.isfinite().all()
 
