@@ -15,6 +15,11 @@ logger = logging.getLogger(__name__)
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt; a batch that arrives starts them anew."""
 
+ENOUGH = 60.0
+"""Seconds without a row after which there is no further attempt. One may take longer itself: the
+hub's client asks a server that is silent for 10 s again, six times in all."""
+
+# What their modules begin with: newer versions are called httpx2 and the like.
 _CLIENTS = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
 _TOO_MANY, _TIMEOUT, _SERVER = 429, 408, 500
 
@@ -59,6 +64,7 @@ def _resumed(rows: Any, size: int, place: Place | None) -> Iterator[dict[str, li
     attempts = _Attempts(place.rows if place else 0)
     state, found = rows.state_dict(), rows.iter(batch_size=size)
     while True:
+        attempts.begin()
         try:
             batch = next(found, None)
         except Exception as error:
@@ -78,7 +84,11 @@ class _Attempts:
     """Counts failures in a row, and waits longer after each."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self._failures = rows, 0
+        self.rows, self._failures, self._began = rows, 0, 0.0
+
+    def begin(self) -> None:
+        if self._failures == 0:
+            self._began = time.monotonic()
 
     def succeeded(self, n_rows: int) -> None:
         self.rows += n_rows
@@ -88,7 +98,7 @@ class _Attempts:
         """Wait before the next attempt; raise the error if another one would not help."""
         if not is_outage(error):
             raise error
-        if self._failures == len(WAITS):
+        if self._failures == len(WAITS) or time.monotonic() - self._began > ENOUGH:
             raise Interrupted(Place(self.rows, state)) from error
         seconds = WAITS[self._failures]
         self._failures += 1
@@ -107,7 +117,7 @@ def is_outage(error: BaseException) -> bool:
         status = getattr(seen, "status", status)  # aiohttp's name for it
         if isinstance(status, int):
             return status in (_TOO_MANY, _TIMEOUT) or status >= _SERVER
-        of_client = type(seen).__module__.partition(".")[0] in _CLIENTS
+        of_client = type(seen).__module__.startswith(_CLIENTS)
         if of_client or isinstance(seen, ConnectionError | TimeoutError):
             return True
         seen = seen.__cause__ or seen.__context__

@@ -184,11 +184,6 @@ def test_what_is_no_outage_is_not_tried_again(served: type[Flaky]) -> None:
     assert served.asked <= 4
 
 
-def test_the_waits_sum_up_to_less_than_a_minute() -> None:
-    """D4 the hub stays away: the run ends within a minute of waiting."""
-    assert 20 < sum(steady.WAITS) < 60
-
-
 class Refusing(http.server.BaseHTTPRequestHandler):
     """A hub on which one dataset is closed and the others are not there."""
 
