@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Generic, Protocol, TypeVar
+from concurrent.futures import Future
+from queue import SimpleQueue
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
+
+from dictlearn.errors import InputError
+
+PATIENCE = 1800.0
+"""Seconds that a result may keep the run waiting: far longer than any takes that will come."""
 
 T = TypeVar("T")
 U = TypeVar("U", covariant=True)
@@ -52,27 +58,71 @@ class Foreground:
         """Do nothing: nothing runs ahead."""
 
 
+class _Awaited(Generic[T]):
+    def __init__(self, future: Future[T], worker: Background) -> None:
+        self._future, self._worker = future, worker
+
+    def result(self) -> T:
+        try:
+            return self._future.result(PATIENCE)
+        except TimeoutError:
+            if self._future.done():  # it is what making it raised
+                raise
+            self._worker.hangs = True
+            raise InputError(
+                f"For {PATIENCE / 60:g} minutes no hidden states have come: the model, the GPU or"
+                " the disk that they are read from does not answer. Go on with run=DIR resume=true,"
+                " or wait without end by hidden_states.prefetch=false."
+            ) from None
+
+
 class Background:
-    """Makes results ahead in one thread; on CUDA in a stream of its own, to overlap training."""
+    """Makes results ahead in one thread; on CUDA in a stream of its own, to overlap training.
+
+    Attributes:
+        hangs: whether a result did not come. The thread cannot be ended then, and nobody waits
+            for it, nor does Python at its end.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self.hangs = False
         self._stream: torch.cuda.Stream | None = None
-        begin = None
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))
-            # A new thread begins on GPU 0, and leaving a stream's context would return to it:
-            # that makes a context of half a GiB there, in every process.
-            begin = partial(torch.cuda.set_device, self._stream.device)
-        self._threads = ThreadPoolExecutor(1, "hidden_states", initializer=begin)
+        self._orders: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="hidden_states", daemon=True)
+        self._thread.start()
 
     def submit(self, make: Callable[[], T], /) -> Pending[T]:
         """Hand the order to the thread."""
-        return self._threads.submit(self._run, make)
+        future: Future[T] = Future()
+        self._orders.put((future, make))
+        return _Awaited(future, self)
 
     def close(self) -> None:
         """Wait for the order under way, drop the others, end the thread."""
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._closed = True
+        self._orders.put(None)
+        if not self.hangs:
+            self._thread.join()
+
+    def _work(self) -> None:
+        if self._stream is not None:
+            # A new thread begins on GPU 0, and leaving a stream's context would return to it:
+            # that makes a context of half a GiB there, in every process.
+            torch.cuda.set_device(self._stream.device)
+        while (order := self._orders.get()) is not None:
+            if not self._closed:
+                self._carry_out(*order)
+            del order  # with its result, which may be large
+
+    def _carry_out(self, future: Future[T], make: Callable[[], T]) -> None:
+        try:
+            future.set_result(self._run(make))
+        except BaseException as error:
+            future.set_exception(error)
 
     def _run(self, make: Callable[[], T]) -> T:
         if self._stream is None:

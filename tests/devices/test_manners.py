@@ -56,8 +56,9 @@ def test_the_thread_that_works_ahead_is_on_the_gpu_of_its_process(
     monkeypatch.setattr(
         torch.cuda, "set_device", lambda device: chosen.append((threading.get_ident(), device))
     )
+    monkeypatch.setattr(Background, "_run", lambda self, make: make())
     background = Background(torch.device("cuda"))
-    thread = background._threads.submit(threading.get_ident).result()
+    thread = background.submit(threading.get_ident).result()
     background.close()
     assert chosen == [(thread, GPU)]
     assert thread != threading.get_ident()
