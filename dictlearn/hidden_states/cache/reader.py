@@ -93,7 +93,7 @@ class CacheReader:
             manifests.check(self.path, entry)
         self._warn_of_extra_files()
         text = self.path / "text"
-        counts = np.load(text / "token_counts.npy")
+        counts = _whole_numbers(text / "token_counts.npy")
         weights = token_weights(counts, options.token_weight_exponent, options.normalize_weights)
         self._train, validation = (
             StoredSplit(self.path, made, shards, self.layers, options, weights)
@@ -106,7 +106,7 @@ class CacheReader:
             raise InputError(f"{self.path} has no sound shard to train on: make the cache anew.")
         self.n_rows = self._train.n_tokens * len(self.layers)
         self.gather = self._train.gather
-        lengths = np.load(text / "validation_blocks.npy")
+        lengths = _whole_numbers(text / "validation_blocks.npy")
         self.held_out = StoredBlocks(validation, self._sound(lengths, validation), self.layers)
 
     def _sound(self, lengths: Integers, split: StoredSplit) -> Integers:
@@ -126,7 +126,9 @@ class CacheReader:
 
     def statistics(self, kind: str) -> Statistics:
         """Return the statistics of all stored training vectors of the layers."""
-        tensors = mapped(self.path / "statistics.safetensors")
+        path = self.path / "statistics.safetensors"
+        if missing := set(Sums._fields) - (tensors := mapped(path)).keys():
+            raise _damaged(path, f"it has no {', '.join(sorted(missing))}")
         n, total, norms, squares = (tensors[name] for name in Sums._fields)
         rows = [self.manifest.layers.index(layer) for layer in self.layers]
         return Sums(n, total[rows], norms[rows], squares[rows]).statistics(kind)
@@ -146,6 +148,32 @@ class CacheReader:
 
     @cached_property
     def pieces(self) -> list[str]:
-        """The text of every token id."""
-        pieces: list[str] = json.loads((self.path / "text" / "pieces.json").read_bytes())
+        """The text of every token id; InputError if the file has none."""
+        path = self.path / "text" / "pieces.json"
+        try:
+            pieces = json.loads(path.read_bytes())
+        except (ValueError, RecursionError) as error:  # no JSON, or a bomb
+            raise _damaged(path, error) from None
+        if not isinstance(pieces, list) or not all(isinstance(entry, str) for entry in pieces):
+            raise _damaged(path, "it is no list of texts")
         return pieces
+
+
+def _whole_numbers(path: Path) -> Integers:
+    """Return an array of whole numbers in a file, `[n]`; nothing in it is run.
+
+    Raises:
+        InputError: it is anything else.
+    """
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")  # no memory for what is not there
+    except Exception as error:  # numpy reads a header as Python does, and fails in as many ways
+        raise _damaged(path, error) from None
+    if found.ndim != 1 or found.dtype.kind not in "iu":
+        raise _damaged(path, f"it has {found.dtype} of shape {found.shape}")
+    return np.array(found)
+
+
+def _damaged(path: Path, why: object) -> InputError:
+    reason = " ".join(str(why).split())[:150].rstrip(".")
+    return InputError(f"{path} of the cache is damaged ({reason}): make the cache anew.")
