@@ -109,9 +109,10 @@ def test_failures_are_counted_in_a_row(
 
 
 def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
-    tmp_path: Path, text_folder: Path
+    tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A7 a run directory that cannot be written: one sentence, before the model is loaded."""
+    """A7 a run directory that cannot be written: one sentence, before torch is loaded."""
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")  # a line for every import
     (tmp_path / "file").write_text("in the way")
     options = [*FAST, "text=local", f"text.path={text_folder}", "hydra.run.dir=file/run"]
     with launched(tmp_path, options) as run:
@@ -119,6 +120,9 @@ def test_a_place_that_cannot_be_written_is_told_before_anything_is_loaded(
         said = run.said()
     assert "Traceback" not in said
     assert "hydra.run.dir" in said
+    imported = {line.rpartition("|")[2].strip() for line in said.splitlines()}
+    assert "hydra.core.config_store" in imported
+    assert not imported & {"torch", "pytorch_lightning", "transformers", "datasets", "safetensors"}
 
 
 def test_a_dictionary_that_cannot_be_written_costs_the_others_nothing(
