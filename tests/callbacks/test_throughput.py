@@ -214,38 +214,3 @@ def test_saving_takes_from_no_other_share_and_no_speed(
     for window, seconds in zip(windows, said, strict=False):  # so it is saved, too
         assert until[window] * 0.999 <= seconds <= until[window + 1] * 1.001
     assert throughput.seconds == pytest.approx(until[4], abs=SAVE / 2)
-
-
-def resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
-class Resident(pl.Callback):
-    """Keeps how much memory the process holds, every thousand steps."""
-
-    def __init__(self) -> None:
-        self.held: list[int] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        if trainer.global_step % 1000 == 0:
-            self.held.append(resident())
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_over_ten_thousand_steps(
-    minilm_folder: Path, text_folder: Path, tmp_path: Path
-) -> None:
-    """C8 a run of 10,000 steps: its memory does not grow."""
-    data = small_data(minilm_folder, text_folder, tmp_path, steps=10_000, batch_size=32)
-    memory, throughput = Resident(), Throughput()
-    trainer = small_trainer(
-        tmp_path,
-        [memory, throughput],
-        log_every_n_steps=100,
-        limit_val_batches=1.0,
-        val_check_interval=2500,
-    )
-    trainer.fit(small_learner(data), datamodule=data)
-    assert len(memory.held) == 10
-    grown = memory.held[-1] - memory.held[1]  # by 2,000 steps all buffers are there
-    assert grown < 16 * 2**20, [held // 2**20 for held in memory.held]

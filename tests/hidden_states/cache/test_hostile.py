@@ -16,6 +16,9 @@ from tests.hidden_states.conftest import Written
 from tests.reliability.hostile import payloads
 
 
+KINDS = ("train", "validation", "files")
+
+
 @pytest.fixture(scope="module")
 def small(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("hostile") / "cache"
@@ -33,11 +36,8 @@ def forge(folder: Path, name: str, payload: bytes) -> None:
             return entry
         return entry._replace(**manifests.stored(folder, name)._asdict())
 
-    parts = {key: tuple(map(fitting, getattr(found, key))) for key in KINDS}
+    parts: dict[str, Any] = {key: tuple(map(fitting, getattr(found, key))) for key in KINDS}
     manifests.write(folder, found._replace(**parts))
-
-
-KINDS = ("train", "validation", "files")
 
 
 @pytest.mark.parametrize("kind", KINDS)
