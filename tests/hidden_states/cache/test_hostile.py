@@ -15,7 +15,6 @@ from tests.hidden_states.cache.test_damage import read_all
 from tests.hidden_states.conftest import Written
 from tests.reliability.hostile import payloads
 
-
 KINDS = ("train", "validation", "files")
 
 
