@@ -142,7 +142,7 @@ def test_a_dictionary_that_cannot_be_written_costs_the_others_nothing(
 
     config: dict[str, object] = {"prox": {}, "inference": {}}
     monkeypatch.setattr(training, "save_dictionary", write)
-    monkeypatch.setattr(training, "learners", lambda _: {"a": first, "b": second})
+    monkeypatch.setattr(training, "learners", lambda *_, **__: {"a": first, "b": second})
     monkeypatch.setattr(HiddenStateDataModule, "normalization", None, raising=False)
     for learner in (first, second):
         learner.hparams["config"] = config
