@@ -1,6 +1,7 @@
 """Text and models for tests: real ones, made or found on the spot."""
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,14 @@ def pytest_runtest_setup() -> None:
     GNU OpenMP ends such a process without a word when it needs them, others wait for ever.
     """
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_handler_of_an_earlier_test() -> None:
+    """A command that ran in this process logs to what was captured then, and is closed by now."""
+    for handler in logging.getLogger().handlers[:]:
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            logging.getLogger().removeHandler(handler)
 
 
 @pytest.fixture(scope="session")
