@@ -126,6 +126,7 @@ class RunCheckpoints(Checkpoint):
         asked, late = self._ask()
         step = trainer.global_step
         regular = self.every_steps and step % self.every_steps == 0
+        late &= step - 1 > self._saved_step  # or it is the answer to what was asked before
         if (asked or late or regular) and step > self._saved_step:
             self.save(trainer, AFTER)
         if asked and step > 0:  # before the first step there is nothing to go on from
@@ -240,8 +241,7 @@ class RunCheckpoints(Checkpoint):
         """Return the signal that a process received, or 0, and whether it is time to save."""
         assert self._agreement is not None
         received = self._signals.received
-        minutes = (time.monotonic() - self._saved_at) / 60
-        late = self.every_minutes is not None and minutes >= self.every_minutes
+        late = time.monotonic() - self._saved_at >= 60 * (self.every_minutes or math.inf)
         asked, is_late = self._agreement.ask((0 if received is None else int(received), int(late)))
         return asked, bool(is_late)
 

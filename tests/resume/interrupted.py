@@ -61,6 +61,7 @@ def go(
     revival: bool = True,
     seed: int = 5,
     every: int = EVERY,
+    minutes: float | None = None,
     **parts: Any,
 ) -> pl.Trainer:
     """Begin or go on with the run in `folder`, as the main job does."""
@@ -75,7 +76,7 @@ def go(
         [
             DeadAtomRevival(2 * BATCH, 0.9 * revival, seed=1, duplicate_cosine=0.8),
             LeftOut(),
-            RunCheckpoints(folder, every_minutes=None),
+            RunCheckpoints(folder, every_minutes=minutes),
             *others,
             *([] if interrupt is None else [interrupt]),
         ],

@@ -134,30 +134,6 @@ class NoStep(pl.Callback):
         raise AssertionError("a step was done again")
 
 
-class Drawing(pl.Callback):
-    """A user's own callback that draws from the global generators, and keeps what it drew."""
-
-    def __init__(self) -> None:
-        self.drawn: list[float] = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        import random
-
-        import numpy as np
-
-        self.drawn.append(float(torch.rand(())) + random.random() + float(np.random.rand()))
-
-
-def test_global_random_generators_go_on_too(make_data: MakeData, tmp_path: Path) -> None:
-    """R5 the states of torch's, numpy's and Python's generators are part of a checkpoint."""
-    straight, first, second = Drawing(), Drawing(), Drawing()
-    go(tmp_path / "straight", make_data(), others=(straight,))
-    with pytest.raises(Stopped):
-        go(tmp_path / "stopped", make_data(), Interrupt(6), others=(first,))
-    go(tmp_path / "stopped", make_data(), others=(second,), seed=99)
-    assert first.drawn + second.drawn == straight.drawn
-
-
 @pytest.mark.parametrize(("setting", "rank"), [("topk and adam", 0), ("the default recipe", 1)])
 def test_two_processes_stop_at_one_step_and_end_bit_equal(
     setting: str, rank: int, make_data: MakeData, tmp_path: Path
