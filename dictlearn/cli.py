@@ -24,7 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn.begun import figures_of_the_same, going_on, put_options_back
 from dictlearn.configuration import config_dir, explain
-from dictlearn.errors import InputError, Stopped, nearest, told_of_disk
+from dictlearn.errors import InputError, Lost, Stopped, nearest, told_of_disk
 from dictlearn.launch import (
     advice,
     is_main_process,
@@ -35,6 +35,7 @@ from dictlearn.launch import (
 )
 from dictlearn.stopping import hear_signals, in_sweep, sweep_signal
 from dictlearn.sweep import leave, sweep, sweeps
+from dictlearn.voice import one_voice, tell_failure
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,12 @@ def train(arguments: list[str] | None = None) -> None:
         if word:
             log.warning(word)
         try:
-            with only_writer(folder), _no_half_made_run(folder), own_processes():
+            with (
+                only_writer(folder),
+                _no_half_made_run(folder),
+                own_processes(),
+                one_voice(folder),
+            ):
                 figures = figures_of_the_same(folder, config)
                 if figures and is_main_process():
                     log.warning("This run has finished: choose another name= for a new one.")
@@ -182,10 +188,12 @@ def _launch(
         _set_trace(wants_trace)
         try:
             return task(config)
-        except (InputError, OmegaConfBaseException) as error:
+        except (InputError, Lost, OmegaConfBaseException) as error:
             if wants_trace or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
-            _stop(explain(error, config_name, command_line[1:]))
+            if isinstance(error, Lost):
+                _stop(str(error), error)
+            _stop(explain(error, config_name, command_line[1:]), error)
         finally:
             _set_trace(True)
 
@@ -197,10 +205,10 @@ def _launch(
     try:
         _register_resolvers()
         hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)(guarded)()
-    except InputError as error:
+    except (InputError, Lost) as error:
         if wants_trace:
             raise
-        _stop(str(error))
+        _stop(str(error), error)
     except Exception as error:
         # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
         sentence = told_of_disk(error)
@@ -209,7 +217,7 @@ def _launch(
         if wants_trace or ours or sweep_signal() is not None:
             raise
         if sentence:
-            _stop(sentence)
+            _stop(sentence, error)
         if type(error).__module__.startswith("joblib"):
             _stop(
                 "A worker of the sweep was ended from outside, perhaps for want of memory: lower "
@@ -261,9 +269,9 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
         raise
 
 
-def _stop(message: str) -> NoReturn:
-    tell(message)
-    raise SystemExit(2)
+def _stop(message: str, error: Exception | None = None) -> NoReturn:
+    tell_failure(message, error)
+    raise SystemExit(1 if isinstance(error, Lost) else 2)
 
 
 # Here, since workers of joblib and submitit import this module and never call `_launch`.

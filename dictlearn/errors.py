@@ -33,6 +33,13 @@ class Stopped(Exception):  # noqa: N818 - it is not an error
         self.requeue = requeue
 
 
+class Lost(Exception):  # noqa: N818 - nothing is wrong with this process
+    """Another process of the run has ended, or does not answer: told in one sentence, exit code 1.
+
+    Whoever is the reason tells it.
+    """
+
+
 def told_of_disk(error: BaseException) -> str | None:
     """Return a sentence about a place that cannot be written; None if it is another error."""
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError):

@@ -48,7 +48,12 @@ def is_main_process() -> bool:
 def tell(sentence: str) -> None:
     """Say something on the standard error, once for all processes."""
     if is_main_process():
-        sys.stderr.write(f"dictlearn: {sentence}\n")
+        say(sentence)
+
+
+def say(sentence: str) -> None:
+    """Say something on the standard error, in one piece: other processes may write there, too."""
+    sys.stderr.write(f"dictlearn: {sentence}\n")
 
 
 def world() -> World | None:

@@ -17,6 +17,8 @@ _WARNINGS = (
     ".*smaller than the logging interval.*",
     ".*Total length of .* across ranks is zero.*",
 )
+# Says which process has ended before it ends all others.
+_OF_LAUNCHED = "lightning_fabric.strategies.launchers.subprocess_script"
 
 
 def quiet() -> None:
@@ -25,3 +27,4 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", message=message)
     for name in ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger(_OF_LAUNCHED).setLevel(logging.INFO)

@@ -28,6 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "stopping": {"errors"},
     "requeue": set(),
     "sweep": {"errors", "launch", "requeue", "stopping"},
+    "voice": {"errors", "launch"},
     "cluster": {"errors", "launch"},
     "multirun": {"errors", "launch", "configuration"},
     "configuration": {"errors"},
@@ -106,6 +107,7 @@ ARROWS: dict[str, set[str]] = {
         "summary",
         "sweep",
         "training",
+        "voice",
     },
     "__init__": {"storage"},
 }

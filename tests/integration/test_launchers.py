@@ -14,12 +14,14 @@ from tests.integration.launches import TRAIN, read_run, run, started, tiny, torc
 from tests.loggers.read_offline import read_offline
 
 OFFLINE = ("logger=[csv,wandb]", "logger.wandb.mode=offline")
+TERMINAL = {"FORCE_COLOR": "1"}  # a bar is drawn
+BAR = "\x1b[?25l"  # where one is begun: the cursor goes
 
 
 def test_torchrun_makes_one_run_of_two_processes(tmp_path: Path, few_texts: Path) -> None:
     shown = [*tiny(few_texts), "trainer.enable_progress_bar=true", "callbacks=default"]
     command = [*torchrun("--nproc-per-node=2"), *shown, *OFFLINE, "trainer=ddp_cpu"]
-    done = run(command, tmp_path)
+    done = run(command, tmp_path, **TERMINAL)
     assert done.returncode == 0, done.stdout
     (folder,) = (tmp_path / "outputs" / "dictionary").iterdir()
     assert folder.name.startswith("elastic-")
@@ -30,6 +32,7 @@ def test_torchrun_makes_one_run_of_two_processes(tmp_path: Path, few_texts: Path
     assert record.exit_codes == [0]
     rows = [row for row in record.history if "val/fvu" in row]
     assert rows[-1]["val/fvu"] == pytest.approx(figures["val/fvu"])
+    assert done.stdout.count(BAR) == 1
     assert done.stdout.count("transformer minilm") == 1
     assert done.stdout.count("Held-out text") == 1
     assert done.stdout.count("step 8 of 8: held-out FVU") == 1
@@ -39,10 +42,12 @@ def test_torchrun_makes_one_run_of_two_processes(tmp_path: Path, few_texts: Path
 def test_a_sweep_over_the_number_of_processes_makes_one_run_for_every_job(
     tmp_path: Path, few_texts: Path
 ) -> None:
-    grid = ("trainer.devices=2,1", "dictionary.n_atoms=32,64")
-    command = [sys.executable, TRAIN, "-m", *tiny(few_texts), "trainer=ddp_cpu", *grid, *OFFLINE]
-    done = run(command, tmp_path)
+    grid = ("trainer.devices=2,1", "dictionary.n_atoms=32,64", "trainer=ddp_cpu")
+    shown = ("trainer.enable_progress_bar=true", "callbacks=progress")
+    command = [sys.executable, TRAIN, "-m", *tiny(few_texts), *shown, *grid, *OFFLINE]
+    done = run(command, tmp_path, **TERMINAL)
     assert done.returncode == 0, done.stdout
+    assert done.stdout.count(BAR) == 4
     (sweep,) = (tmp_path / "outputs" / "dictionary").iterdir()
     assert sorted(os.listdir(sweep)) == ["0", "1", "2", "3", "multirun.yaml"]
     figures = {}

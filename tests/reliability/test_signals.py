@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -38,18 +39,28 @@ def strike(run: Launched, target: str, number: signal.Signals) -> None:
     run.wait_for("step 14 of")
     pids = run.ranks()
     chosen = {"launcher": [run.process.pid], "all": pids, "rank 0": pids[:1], "rank 1": pids[1:]}
-    for pid in chosen[target]:
-        os.kill(pid, number)
+    if target == "terminal":
+        os.killpg(run.process.pid, number)
+    else:
+        for pid in chosen[target]:
+            os.kill(pid, number)
+
+
+WAYS = [
+    *product(("launcher", "all", "rank 0", "rank 1"), (signal.SIGTERM, signal.SIGUSR1)),
+    *product(("terminal", "rank 1"), (signal.SIGINT,)),
+]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["launcher", "all", "rank 0", "rank 1"])
 @pytest.mark.parametrize("launcher", ["script", "torchrun"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(("target", "number"), WAYS)
 def test_two_processes_stop_at_one_step(
     target: str, launcher: str, number: signal.Signals, place: Path, tmp_path: Path
 ) -> None:
-    """C4 SIGTERM or SIGUSR1 to launcher, a rank or all: one checkpoint at one step, no hang."""
+    """C4, C5 SIGTERM or SIGUSR1 to launcher, a rank or all, Ctrl-C in the terminal: one checkpoint
+    at one step, no hang.
+    """
     if launcher == "torchrun" and target == "launcher" and number == signal.SIGUSR1:
         pytest.skip("torchrun itself ends by SIGUSR1, and its workers with it")
     expected = straight(place, "two", TWO)
@@ -74,7 +85,10 @@ def test_two_processes_stop_at_one_step(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("hung", [False, True])
-def test_a_second_signal_ends_the_run_at_once(hung: bool, place: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_run_at_once(
+    number: signal.Signals, hung: bool, place: Path, tmp_path: Path
+) -> None:
     """C5 a second signal: all processes end at once, also where a rank does not answer."""
     with launched(place, [*SMALL, *TWO, TEXT, f"hydra.run.dir={tmp_path / 'out'}"]) as run:
         run.wait_for("step 14 of")
@@ -82,7 +96,30 @@ def test_a_second_signal_ends_the_run_at_once(hung: bool, place: Path, tmp_path:
         if hung:
             os.kill(pids[1], signal.SIGSTOP)
             time.sleep(1)
-        os.kill(pids[0], signal.SIGTERM)
+        os.kill(pids[0], number)
         time.sleep(0.05)
-        os.kill(pids[0], signal.SIGTERM)
-        assert run.end(5) in (75, 128 + signal.SIGTERM), run.said()
+        os.kill(pids[0], number)
+        assert run.end(5) in (75, 128 + number), run.said()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hung", [False, True])
+def test_a_second_signal_to_the_ranks_of_torchrun(hung: bool, place: Path, tmp_path: Path) -> None:
+    """C5 a second signal to a rank under torchrun: that rank ends at once, also where another one
+    does not answer, and torchrun ends the others.
+    """
+    command = [*SMALL, *TWO, TEXT, f"hydra.run.dir={tmp_path / 'out'}"]
+    with launched(place, command, BY_TORCHRUN) as run:
+        run.wait_for("step 14 of")
+        pids = run.ranks()
+        if hung:
+            os.kill(pids[1], signal.SIGSTOP)
+            time.sleep(1)
+        os.kill(pids[0], signal.SIGINT)
+        time.sleep(0.05)
+        os.kill(pids[0], signal.SIGINT)
+        time.sleep(5)
+        assert pids[0] not in run.alive()
+        if hung:
+            os.kill(pids[1], signal.SIGCONT)
+        assert run.end(SECONDS) == 1, run.said()

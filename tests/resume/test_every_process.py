@@ -139,7 +139,7 @@ def test_the_minutes_of_one_process_are_those_of_all(
     all save at one step, and once.
     """
     watch = Slow(tmp_path, rank, 0, 601)
-    two = {"processes": 2, "every": STEPS, "minutes": 10}
+    two: dict[str, Any] = {"processes": 2, "every": STEPS, "minutes": 10}
     go(tmp_path / "run", make_data(2), others=(watch,), **two)
     for each in range(2):
         assert [step for step in saved(tmp_path, each) if step < STEPS] == [6]
