@@ -35,7 +35,7 @@ from dictlearn.launch import (
 )
 from dictlearn.stopping import hear_signals, in_sweep, sweep_signal
 from dictlearn.sweep import leave, sweep, sweeps
-from dictlearn.voice import one_voice, tell_failure
+from dictlearn.voice import leave_behind, one_voice, tell_failure
 
 log = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _launch(
             if wants_trace or HydraConfig.get().mode == RunMode.MULTIRUN:
                 raise
             if isinstance(error, Lost):
-                _stop(str(error), error)
+                leave_behind(error)
             _stop(explain(error, config_name, command_line[1:]), error)
         finally:
             _set_trace(True)

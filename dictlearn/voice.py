@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dictlearn.errors import Lost, Stopped
 from dictlearn.launch import is_main_process, say, world
@@ -48,6 +51,18 @@ def tell_failure(sentence: str, error: Exception | None) -> None:
     """Say on the standard error why this process ends, unless another process says it."""
     if vars(error).get(_HERE, is_main_process()) if error else is_main_process():
         say(_whose() + sentence)
+
+
+def leave_behind(error: Lost) -> NoReturn:
+    """Tell that another process is gone, and end at once with exit code 1.
+
+    To take the connections apart would wait for the one that is gone; gloo was also seen to abort.
+    """
+    tell_failure(str(error), error)
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _lost(error: Exception, folder: Path) -> Lost | None:
