@@ -165,9 +165,10 @@ class DictionaryEnsemble(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Put their optimizers and schedules together."""
         factors = []
-        for variant in self.parts.values():
+        for name, variant in self.parts.items():
             made = variant.configure_optimizers()
             variant.optimizer = made["optimizer"]
+            variant.optimizer.guard.know(variant, f"{name}/")
             factors += made["lr_scheduler"]["scheduler"].lr_lambdas
         joint = JointOptimizer([variant.optimizer for variant in self.parts.values()])
         schedule = LambdaLR(joint, factors)

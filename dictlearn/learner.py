@@ -114,7 +114,7 @@ class DictionaryLearner(pl.LightningModule):
         optimizer.shards = self.mesh.dictionary
         if not optimizer.shards.alone:
             share_out_state(optimizer, self.dictionary, self.inference, self.mesh)
-        optimizer.guard.know(self.trainer.lightning_module)
+        optimizer.guard.know(self)
         schedule = LambdaLR(optimizer, lambda step: self._lr_factor(step * per_step))
         scheduler = {"scheduler": schedule, "interval": "step"}
         return {"optimizer": optimizer, "lr_scheduler": scheduler}

@@ -164,6 +164,8 @@ def test_one_optimizer_counts_one_step_a_batch_and_the_best_gives_the_plain_figu
     assert {f"{name}/val/fvu" for name in fvu} <= set(ensemble.held_out_figures)
     assert float(trainer.callback_metrics["time/inference"]) > 0
     assert learners(ensemble) == ensemble.parts
+    names = set(ensemble.parts["topk"].optimizer.guard.names.values())
+    assert "topk/dictionary.atoms" in names
 
 
 def test_the_transformer_runs_once_for_all(

@@ -35,9 +35,9 @@ class StepGuard:
         self.step = 0
         self._in_a_row = 0
 
-    def know(self, module: nn.Module) -> None:
-        """Take the names of the parameters of a module."""
-        self.names = {entry: name for name, entry in module.named_parameters()}
+    def know(self, module: nn.Module, lead: str = "") -> None:
+        """Take the names of the parameters of a module, with a lead before them."""
+        self.names = {entry: lead + name for name, entry in module.named_parameters()}
 
     def allows(self, parameters: Iterable[Tensor], shards: Processes = ALONE) -> bool:
         """Tell whether no gradient has a NaN or an infinity; a sum shows them at little cost.

@@ -196,8 +196,9 @@ def transcribed_jump(v: Tensor, theta: Tensor, bandwidth: float) -> tuple[Tensor
 def test_jump_layers_are_the_published_formula(n_layers: int, target: float | None) -> None:
     given, prox = problem(), Jump(0.02, bandwidth=0.3, target_l0=target)
     encoder, dictionary = built(given, prox, n_layers=n_layers)
-    disturbed(encoder, by=0.03)
     encoder.train()
+    encoder(given.x, dictionary.atoms, prox)  # to which the scale is fitted, before factors move
+    disturbed(encoder, by=0.03)
     assert encoder.jumps is not None
     solution = encoder(given.x, dictionary.atoms, prox)
     a = torch.zeros(24, 48, dtype=torch.float64)
