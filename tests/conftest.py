@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.reliability.table import TESTS, proofs
+
 
 def pytest_configure() -> None:
     """Give numba threads of its own: those of GNU OpenMP end a process that was forked later."""
@@ -17,6 +19,15 @@ def pytest_configure() -> None:
         import numba
 
         numba.config.THREADING_LAYER = "workqueue"  # type: ignore[attr-defined]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that the table of faults is made from."""
+    faults = {proof.test for proof in proofs()}
+    for item in items:
+        name = getattr(item, "originalname", item.name)
+        if f"{item.path.relative_to(TESTS).as_posix()}::{name}" in faults:
+            item.add_marker("fault")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -186,6 +186,7 @@ logger.finish()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outage", ["silent", "killed"])
 def test_python_ends_soon_after_an_outage_and_leaves_nothing_running(
     outage: str, fake: FakeWandb, tmp_path: Path

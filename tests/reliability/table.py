@@ -80,6 +80,12 @@ class Proof(NamedTuple):
     test: str
     slow: bool
 
+    @property
+    def kind(self) -> str:
+        """When it runs, and what it costs."""
+        whole_run = self.test.startswith(("resume/", "integration/"))
+        return "slow" if self.slow else "run" if whole_run else "fast"
+
 
 def proofs() -> list[Proof]:
     """Return what the tests of this repository prove, in the order of the files."""
@@ -124,7 +130,7 @@ def _line(row: str, proof: Proof) -> str:
     fault, promise = (text.rstrip(".").replace("|", r"\|") for text in (proof.fault, proof.promise))
     name = proof.test.partition("::")
     link = f"[{name[2].removeprefix('test_').replace('_', ' ')}](../{name[0]})"
-    return f"| {row} | {fault} | {promise} | {link} | {'slow' if proof.slow else 'fast'} |"
+    return f"| {row} | {fault} | {promise} | {link} | {proof.kind} |"
 
 
 _HEAD = """\
@@ -133,10 +139,12 @@ _HEAD = """\
 Every line is a test that injects the fault and checks the promise. Made from the docstrings of the
 tests by `python -m tests.reliability.table`; do not edit.
 
-- The fast ones are part of `make test`; those of this folder alone, about a minute:
-  `python -m pytest tests/reliability -m "not slow"`
-- The slow ones start, signal and kill real processes:
-  `python -m pytest tests -m slow` (or `python -m pytest tests/reliability tests/resume -m slow`)"""
+- fast: part of `make test`, together less than a minute on two cores:
+  `python -m pytest -n 2 -m "fault and not slow" --ignore=tests/resume --ignore=tests/integration`
+- run: whole runs, of several processes too, that have to end as one that was not stopped; part of
+  `make test`: `python -m pytest -n 2 -m "fault and not slow" tests/resume tests/integration`
+- slow: real processes that are signalled, killed and started again:
+  `python -m pytest -m "fault and slow"`"""
 
 
 if __name__ == "__main__":
