@@ -23,11 +23,14 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that the table of faults is made from."""
-    faults = {proof.test for proof in proofs()}
+    faults = {proof.test: proof for proof in proofs()}
     for item in items:
         name = getattr(item, "originalname", item.name)
-        if f"{item.path.relative_to(TESTS).as_posix()}::{name}" in faults:
+        proof = faults.get(f"{item.path.relative_to(TESTS).as_posix()}::{name}")
+        if proof is not None:
             item.add_marker("fault")
+        if proof is not None and proof.run:
+            item.add_marker("run")
 
 
 @pytest.hookimpl(tryfirst=True)

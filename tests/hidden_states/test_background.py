@@ -22,6 +22,7 @@ from tests.small_run import small_data, small_learner, small_trainer
 SAID = "no hidden states have come: .* does not answer. Go on with run=DIR resume=true"
 
 
+@pytest.mark.run
 def test_a_reader_that_hangs_ends_the_run(
     minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,6 +79,7 @@ worker.close()
 """
 
 
+@pytest.mark.run
 def test_python_ends_although_a_reader_hangs(tmp_path: Path) -> None:
     """C6 the disk that hidden states are read from hangs: nothing waits for the thread at the end
     of the process.

@@ -72,6 +72,7 @@ class Outage(pl.Callback):
         self.ends.append(time.monotonic())
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("outage", OUTAGES)
 def test_losing_the_server_in_the_middle_is_one_warning_and_no_step_waits(
     outage: str,

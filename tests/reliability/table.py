@@ -79,12 +79,12 @@ class Proof(NamedTuple):
     promise: str
     test: str
     slow: bool
+    run: bool
 
     @property
     def kind(self) -> str:
         """When it runs, and what it costs."""
-        whole_run = self.test.startswith(("resume/", "integration/"))
-        return "slow" if self.slow else "run" if whole_run else "fast"
+        return "slow" if self.slow else "run" if self.run else "fast"
 
 
 def proofs() -> list[Proof]:
@@ -110,7 +110,8 @@ def _of_file(path: Path) -> Iterator[Proof]:
         marks = [ast.unparse(decorator) for decorator in node.decorator_list]
         slow = all_slow or "pytest.mark.slow" in marks  # of which not a single case is fast
         test = f"{path.relative_to(TESTS).as_posix()}::{node.name}"
-        yield Proof(tuple(found.group(1).split(", ")), fault, promise, test, slow)
+        run = test.startswith(("resume/", "integration/")) or "pytest.mark.run" in marks
+        yield Proof(tuple(found.group(1).split(", ")), fault, promise, test, slow, run)
 
 
 def table(found: list[Proof]) -> str:
@@ -140,9 +141,9 @@ Every line is a test that injects the fault and checks the promise. Made from th
 tests by `python -m tests.reliability.table`; do not edit.
 
 - fast: part of `make test`, together less than a minute on two cores:
-  `python -m pytest -n 2 -m "fault and not slow" --ignore=tests/resume --ignore=tests/integration`
-- run: whole runs, of several processes too, that have to end as one that was not stopped; part of
-  `make test`: `python -m pytest -n 2 -m "fault and not slow" tests/resume tests/integration`
+  `python -m pytest -n 2 -m "fault and not run and not slow"`
+- run: whole runs, real processes or servers; part of `make test`, too:
+  `python -m pytest -n 2 -m "run and not slow"`
 - slow: real processes that are signalled, killed and started again:
   `python -m pytest -m "fault and slow"`"""
 

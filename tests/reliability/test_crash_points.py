@@ -129,6 +129,7 @@ SCENARIOS = {
 }
 
 
+@pytest.mark.run
 @pytest.mark.usefixtures("temporary")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_every_moment_of_a_save_is_survivable(scenario: str, tmp_path: Path) -> None:

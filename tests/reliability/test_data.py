@@ -115,6 +115,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("formats")
 
 
+@pytest.mark.run
 @pytest.mark.parametrize(
     ("dtype", "parts"),
     [("bfloat16", "fista"), ("bfloat16", "pursuit"), *(("float16", name) for name in PARTS)],

@@ -33,6 +33,7 @@ def test_full_memory_is_known_by_the_errors_of_gpu_torch_and_python(
     assert is_out_of_memory(error) is full
 
 
+@pytest.mark.run
 def test_too_little_memory_is_told_with_the_sizes(
     tmp_path: Path,
     text_folder: Path,

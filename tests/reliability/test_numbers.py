@@ -184,6 +184,7 @@ def is_number(value: Any) -> bool:
     return isinstance(value, float)
 
 
+@pytest.mark.run
 def test_skipped_steps_are_among_the_figures(
     tmp_path: Path, text_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

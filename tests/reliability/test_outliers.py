@@ -56,6 +56,7 @@ def recovered(
     return float((nearest > 0.95).float().mean()), left_out.fraction(trainer)
 
 
+@pytest.mark.run
 def test_atoms_are_found_in_spite_of_outliers(tmp_path: Path) -> None:
     """B3 one vector in 1,024 is 3,000 times as long: left out, and as many atoms are found as
     without them.
@@ -118,6 +119,7 @@ def test_sinks_of_a_transformer_are_left_out(
     assert ".txt#" in said[0]
 
 
+@pytest.mark.run
 def test_a_cache_leaves_out_what_the_stream_leaves_out(
     minilm_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:

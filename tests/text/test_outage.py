@@ -90,6 +90,7 @@ def texts() -> list[str]:
     return [document.text for document in HubText("some/where", streaming=True).documents()]
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("fault", ["half", "silence", "503", "429"])
 def test_a_stream_goes_on_where_it_broke_off(
     fault: str, served: type[Flaky], caplog: pytest.LogCaptureFixture
@@ -126,6 +127,7 @@ def tokenized(place: Path, tokenizer: Any, **options: Any) -> TokenStore:
     return tokenize(HubText("some/where", streaming=True, **options), tokenizer, place, False)
 
 
+@pytest.mark.run
 @pytest.mark.parametrize("options", [{}, {"max_documents": 4400, "min_characters": 52}], ids=str)
 def test_a_text_that_broke_off_is_gone_on_with(
     options: dict[str, Any], served: type[Flaky], tmp_path: Path, tokenizer: Any
