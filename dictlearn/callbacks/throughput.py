@@ -51,6 +51,7 @@ class Throughput(pl.Callback):
         self._saving: list[Stopwatch] = []
         self._window_seconds = self._window_saved = 0.0
         self._window_vectors = 0
+        self._looks = 0  # vectors times the atoms that learned from them, since the last figures
         self.vectors = 0
         self._phases = dict.fromkeys(PHASES, 0.0)
         self._extracted = self._mark = self._inferring = 0.0
@@ -138,7 +139,10 @@ class Throughput(pl.Callback):
     ) -> None:
         """Count the batch, and log the figures since the last logged step."""
         self._phases["update"] += self._lap()
-        self.vectors += len(batch.vectors) * mesh_of(trainer).data.count
+        vectors = len(batch.vectors) * mesh_of(trainer).data.count
+        self.vectors += vectors
+        acting = learners(pl_module, acting=True).values()
+        self._looks += vectors * sum(learner.dictionary.n_atoms for learner in acting)
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if (batch_idx + 1) % every == 0:
             self._pause()
@@ -170,14 +174,10 @@ class Throughput(pl.Callback):
             "train/tokens_per_second": vectors / n_layers / seconds,
             "memory/peak_mib": max(self._peak, peak_memory(pl_module.device)) / 2**20,
         }
-        acting = learners(pl_module, acting=True).values()
-        dictionaries = [learner.dictionary for learner in acting]
-        if self._ceiling and dictionaries:
+        looks, self._looks = self._looks, 0
+        if self._ceiling and looks:
             # The work of all processes: vectors and atoms are those of all, the transformer's too.
-            n_atoms = sum(dictionary.n_atoms for dictionary in dictionaries)
-            flops = model_flops(
-                data.hidden_size, data.blocks_run, n_atoms, vectors / n_layers, vectors
-            )
+            flops = model_flops(data.hidden_size, data.blocks_run, vectors / n_layers, looks)
             whole_ceiling = self._ceiling * trainer.world_size
             figures["train/flop_utilisation"] = flops / seconds / whole_ceiling
         return figures

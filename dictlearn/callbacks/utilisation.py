@@ -1,6 +1,6 @@
 """How much of what a GPU can multiply a run makes use of.
 
-Legend: m atoms, d width, L blocks of the transformer up to the last tapped one.
+Legend: d width.
 """
 
 from __future__ import annotations
@@ -13,21 +13,20 @@ SIDE = 8192
 REPEATS = 5
 
 
-def model_flops(width: int, blocks: int, n_atoms: int, tokens: float, vectors: float) -> float:
+def model_flops(width: int, blocks: int, tokens: float, looks: float) -> float:
     """Return the floating-point operations that the model itself needs for so many tokens.
 
     `24 d^2` for a token in a block of the transformer (Kaplan et al. 2020, section 2.1, without
-    the attention scores, which are few in short sequences), and `6 m d` for a vector: one look at
-    all atoms, forward and backward. What is computed again, or saved by sparsity, does not count.
+    the attention scores, which are few in short sequences), and `6 d` for every look of a vector
+    at an atom, forward and backward. What is computed again, or saved by sparsity, does not count.
 
     Args:
         width: d.
-        blocks: L, 0 where the hidden states come from a cache.
-        n_atoms: m.
+        blocks: of the transformer up to the last tapped one, 0 where hidden states are cached.
         tokens: tokens extracted.
-        vectors: vectors trained on.
+        looks: vectors trained on, times the atoms that learned from them.
     """
-    return 24.0 * width**2 * blocks * tokens + 6.0 * n_atoms * width * vectors
+    return 24.0 * width**2 * blocks * tokens + 6.0 * width * looks
 
 
 def multiplication_ceiling(device: torch.device) -> float:

@@ -30,9 +30,9 @@ CEILING = 1e9  # operations a second of one process, instead of those of a GPU
 
 
 def test_the_flops_are_those_of_the_parts() -> None:
-    block = model_flops(width=4, blocks=3, n_atoms=0, tokens=10, vectors=0)
+    block = model_flops(width=4, blocks=3, tokens=10, looks=0)
     assert block == 10 * 3 * 2 * (12 * 4 * 4)  # 12 d^2 parameters, two operations for each
-    look = model_flops(width=4, blocks=0, n_atoms=7, tokens=0, vectors=5)
+    look = model_flops(width=4, blocks=0, tokens=0, looks=5 * 7)
     assert look == 5 * 3 * 2 * (7 * 4)  # x @ atoms.T and its two gradients
 
 
@@ -41,12 +41,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
     """What is handed to `model_flops`, call by call."""
     calls: list[dict[str, float]] = []
 
-    def kept(width: int, blocks: int, n_atoms: int, tokens: float, vectors: float) -> float:
-        calls.append(
-            {"width": width, "blocks": blocks, "n_atoms": n_atoms}
-            | {"tokens": tokens, "vectors": vectors}
-        )
-        return model_flops(width, blocks, n_atoms, tokens, vectors)
+    def kept(width: int, blocks: int, tokens: float, looks: float) -> float:
+        calls.append({"width": width, "blocks": blocks, "tokens": tokens, "looks": looks})
+        return model_flops(width, blocks, tokens, looks)
 
     monkeypatch.setattr(throughput, "model_flops", kept)
     return calls
@@ -67,8 +64,8 @@ def fit(place: Path, learner: pl.LightningModule, data: DataModule) -> pl.Traine
 
 def of_one_process(blocks: int, n_atoms: int, layers: int) -> dict[str, float]:
     vectors = STEPS * BATCH
-    found = {"width": WIDTH, "blocks": blocks, "n_atoms": n_atoms}
-    return {**found, "tokens": vectors / layers, "vectors": vectors}
+    found = {"width": WIDTH, "blocks": blocks, "tokens": vectors / layers}
+    return {**found, "looks": vectors * n_atoms}
 
 
 def test_a_stream_counts_the_blocks_up_to_the_last_tapped_layer(
@@ -94,22 +91,27 @@ def test_no_block_is_counted_where_no_transformer_runs(
     assert counted == [of_one_process(0, ATOMS, 1)]
 
 
+def variant(data: DataModule, n_atoms: int, k: int = 8) -> Variant:
+    parts = (Dictionary(n_atoms, WIDTH), TopK(k), Unrolled(), Adam())
+    return Variant(*parts, max_vectors=data.max_vectors)
+
+
 def test_of_several_variants_each_is_counted_and_the_transformer_once(
     counted: list[dict[str, float]], minilm_folder: Path, text_folder: Path, tmp_path: Path
 ) -> None:
     data = small_data(minilm_folder, text_folder, tmp_path, steps=STEPS)
-    variants = {
-        str(m): Variant(
-            Dictionary(m, WIDTH),
-            TopK(8),
-            Unrolled(),
-            Adam(),
-            max_vectors=data.max_vectors,
-        )
-        for m in (64, 160)
-    }
-    fit(tmp_path, DictionaryEnsemble(variants), data)
+    fit(tmp_path, DictionaryEnsemble({str(m): variant(data, m) for m in (64, 160)}), data)
     assert counted == [of_one_process(max(LAYERS), 64 + 160, len(LAYERS))]
+
+
+def test_variants_that_learn_as_one_are_counted_as_one(
+    counted: list[dict[str, float]], minilm_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=STEPS)
+    variants = {str(k): variant(data, ATOMS, k) for k in (4, 8)}
+    fit(tmp_path, DictionaryEnsemble(variants, branch_at=0.75), data)
+    atoms_of_steps = (1 + 1 + 1 + 2) * ATOMS
+    assert [calls["looks"] for calls in counted] == [BATCH * atoms_of_steps]
 
 
 @pytest.mark.parametrize(("groups", "shards"), [(1, 2), (3, 2), (2, 1)])
@@ -140,10 +142,8 @@ def test_shards_count_the_whole_dictionary_and_their_common_rows_once(
     batch = SimpleNamespace(vectors=torch.zeros(BATCH, WIDTH))
     made.on_train_batch_end(trainer, learner, None, batch, 0)
     vectors = groups * BATCH
-    assert counted == [
-        {"width": WIDTH, "blocks": 3, "n_atoms": ATOMS}
-        | {"tokens": vectors / len(LAYERS), "vectors": vectors}
-    ]
+    tokens, looks = vectors / len(LAYERS), vectors * ATOMS
+    assert counted == [{"width": WIDTH, "blocks": 3, "tokens": tokens, "looks": looks}]
     speed = logged["train/vectors_per_second"] / vectors * model_flops(**counted[0])  # type: ignore[arg-type]
     whole = CEILING * groups * shards
     assert logged["train/flop_utilisation"] == pytest.approx(speed / whole)
