@@ -172,7 +172,7 @@ class HiddenStateDataModule(DataModule):
         if n_cut := self._plan.n_cut():
             self._say(f"{n_cut} of the documents are too long for one lane and lie in several.")
         made = share.split(self._mesh().dictionary)
-        blocks = 2 if self._prefetch() else 1
+        blocks = 2 if options.prefetch else 1
         size = lane_block_bytes(self._train, options.sequences_per_block)
         self._say(
             f"Hidden states in memory: {len(made.lanes)} lanes x {blocks} blocks of"
@@ -199,7 +199,7 @@ class HiddenStateDataModule(DataModule):
         """Yield the batches of `share` from the trainer's step (0 without a trainer) on."""
         together = self._mesh().dictionary
         made, first = share.split(together), self._first_step()
-        stream = LaneStream(self._plan, self._train, made, first, n_steps, self._prefetch())
+        stream = LaneStream(self._plan, self._train, made, first, n_steps, self.options.prefetch)
         batches = iter(stream)
         self._iterators.append(batches if made == share else joined(batches, made, together))
         return self._iterators[-1]
@@ -288,8 +288,3 @@ class HiddenStateDataModule(DataModule):
 
     def _rows(self, extractor: Extractor) -> Integers:
         return extractor.n_tokens(np.arange(len(extractor.blocks.start))) * len(self.layers)
-
-    def _prefetch(self) -> bool:
-        # Two CPU cores train 5 % faster without the thread: it takes what training would use.
-        on_gpu = self._device is not None and self._device.type == "cuda"
-        return on_gpu if self.options.prefetch == "auto" else bool(self.options.prefetch)

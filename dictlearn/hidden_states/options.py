@@ -37,8 +37,7 @@ class StreamOptions:
         sequences_per_block: sequences of a lane whose vectors are shuffled together.
         validation_vectors: largest number of held-out vectors.
         statistics_tokens: tokens on which means and scales are measured.
-        prefetch: compute the next block in the background: true, false, or auto (on a
-            GPU). It takes twice the memory.
+        prefetch: compute the next block in the background; takes twice the memory.
         max_non_finite: tokens that are left out because a hidden state of theirs is not finite,
             before the run gives up; the processes tell each other of theirs at every checkpoint.
         max_norm: tokens are left out that have a hidden state more than so many times as long as
@@ -61,7 +60,7 @@ class StreamOptions:
     sequences_per_block: int = 32
     validation_vectors: int = 32768
     statistics_tokens: int = 8192
-    prefetch: str | bool = "auto"
+    prefetch: bool = True
     max_non_finite: int = 100
     max_norm: float | None = 10.0
 
@@ -78,8 +77,6 @@ class StreamOptions:
         for field in fields(self):
             if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
                 raise InputError(f"hidden_states.{field.name} must be true or false.")
-        if self.prefetch not in ("auto", True, False):
-            raise InputError(f"hidden_states.prefetch={self.prefetch} must be auto, true or false.")
         if not isinstance(self.layers, str | Sequence):
             raise InputError(
                 f"hidden_states.layers={self.layers} must be all, every_second or a list like"
@@ -110,7 +107,7 @@ class CachedOptions:
         max_norm: as in `StreamOptions`, for a plain file; a cache was made with one of its own.
         verify: check the digest of every shard of a cache when it is first read.
         on_damage: ``stop`` at a damaged shard, or ``skip`` it (all are checked at the start then).
-        prefetch: read the next batch in the background: true, false, or auto (on a GPU).
+        prefetch: read the next batch in the background.
 
     Raises:
         InputError: a value is not allowed.
@@ -127,17 +124,15 @@ class CachedOptions:
     max_norm: float | None = 10.0
     verify: bool = True
     on_damage: str = "stop"
-    prefetch: str | bool = "auto"
+    prefetch: bool = True
 
     def __post_init__(self) -> None:
         name = "hidden_states."
         for key, least in (("batch_size", 1), ("validation_vectors", 0)):
             value = whole_number(name + key, getattr(self, key), least)
             object.__setattr__(self, key, value)
-        for key in ("normalize_weights", "verify"):
+        for key in ("normalize_weights", "verify", "prefetch"):
             flag(name + key, getattr(self, key))
-        if self.prefetch not in ("auto", True, False):
-            raise InputError(f"hidden_states.prefetch={self.prefetch} must be auto, true or false.")
         choice(name + "normalization", self.normalization, NORMALIZATIONS)
         choice(name + "on_damage", self.on_damage, ON_DAMAGE)
         number(name + "token_weight_exponent", self.token_weight_exponent, 0.0)

@@ -92,11 +92,11 @@ def test_text_that_is_gone_round_again_is_said_once(
     assert "4 lanes x 1 blocks of 4 sequences" in memory[0]
 
 
-@pytest.mark.parametrize(("prefetch", "blocks"), [("auto", 1), (True, 2), (False, 1)])
+@pytest.mark.parametrize(("prefetch", "blocks"), [(True, 2), (False, 1)])
 def test_the_background_thread_is_used_where_it_is_asked_for(
     make_module: MakeModule,
     caplog: pytest.LogCaptureFixture,
-    prefetch: str | bool,
+    prefetch: bool,
     blocks: int,
 ) -> None:
     module = make_module(Written(10), prefetch=prefetch)

@@ -38,7 +38,7 @@ def test_a_list_of_layers_from_the_command_line_becomes_a_tuple() -> None:
         ({"token_weight_exponent": -1}, r"hidden_states\.token_weight_exponent=-1"),
         ({"validation_vectors": -1}, r"hidden_states\.validation_vectors=-1"),
         ({"keep_special": "perhaps"}, r"hidden_states\.keep_special must be true or false"),
-        ({"prefetch": "maybe"}, r"hidden_states\.prefetch=maybe must be auto"),
+        ({"prefetch": "maybe"}, r"hidden_states\.prefetch must be true or false"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_key(wrong: dict[str, Any], message: str) -> None:

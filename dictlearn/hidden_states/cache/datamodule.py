@@ -119,7 +119,8 @@ class CachedDataModule(DataModule):
         return self._iterators[-1]
 
     def _batches(self, share: Slice, first: int, last: int) -> Generator[HiddenStates, None, None]:
-        worker: Worker = Background(torch.device("cpu")) if self._prefetch() else Foreground()
+        ahead = self.options.prefetch
+        worker: Worker = Background(torch.device("cpu")) if ahead else Foreground()
         try:
             ordered: Pending[HiddenStates] | None = None
             for step in range(first, last):
@@ -129,12 +130,6 @@ class CachedDataModule(DataModule):
                 yield batch
         finally:
             worker.close()
-
-    def _prefetch(self) -> bool:
-        if self.options.prefetch != "auto":
-            return bool(self.options.prefetch)
-        # A batch is read in 2 ms: on the CPU a thread takes what training would use.
-        return self._device is not None and self._device.type == "cuda"
 
     def _batch(self, share: Slice, step: int) -> HiddenStates:
         began = time.perf_counter()

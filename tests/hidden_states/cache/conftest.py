@@ -71,8 +71,8 @@ def whole(make_cache: MakeCache, tmp_path_factory: pytest.TempPathFactory) -> di
 
 
 def cached(path: Path, max_vectors: int = 320, seed: int = 0, **options: Any) -> CachedDataModule:
-    """A run on a cache, set up."""
-    chosen = CachedOptions(str(path), batch_size=32, validation_vectors=400)
+    """A run on a cache, set up; no thread reads on where a test takes only some batches."""
+    chosen = CachedOptions(str(path), batch_size=32, validation_vectors=400, prefetch=False)
     module = CachedDataModule(replace(chosen, **options), max_vectors, seed)
     module.setup()
     return module
