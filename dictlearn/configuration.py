@@ -211,7 +211,9 @@ def _unknown_key(key: str, known: list[str]) -> str:
         return _needed(group)
     siblings = [name for name in known if name.rpartition(".")[0] == group != ""]
     there = f" {group} has {', '.join(siblings)}." if siblings else ""
-    return f"There is no option '{key}'.{nearest(key, [*known, *groups()])}{there}"
+    inner = [f"'{name}'" for name in known if name.endswith(f".{key}")]
+    meant = f" Did you mean {' or '.join(inner)}?" if inner else nearest(key, [*known, *groups()])
+    return f"There is no option '{key}'.{meant}{there}"
 
 
 def _unknown_option(group: str, option: str) -> str:

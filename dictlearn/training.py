@@ -152,11 +152,12 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
 
 
 def _validates(config: DictConfig, data: DataModule) -> bool:
-    """Tell whether any text is held out; if not, say that there will be no held-out figures."""
+    """Tell whether held-out text is looked at; if not, say that there will be no such figures."""
     held_out = data.text.validation_fraction and data.options.validation_vectors
     if held_out and config.trainer.limit_val_batches:
         return True
-    log.warning("Nothing is held out: there will be no validation and no held-out figures.")
+    why = "trainer.limit_val_batches=0" if held_out else "Nothing is held out"
+    log.warning("%s: there will be no validation and no held-out figures.", why)
     return False
 
 

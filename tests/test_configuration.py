@@ -173,6 +173,13 @@ def test_an_unknown_group_names_the_nearest() -> None:
     )
 
 
+def test_an_option_without_its_group_names_those_that_end_so() -> None:
+    told = explained("hidden_states=cached", "hidden_states.path=x", "path=x")
+    assert told.startswith("There is no option 'path'. Did you mean 'transformer.path' or ")
+    assert "'hidden_states.path'" in told
+    assert explained("k=3").endswith("Did you mean 'prox.k'?")
+
+
 def test_an_unknown_key_names_the_nearest_and_its_siblings() -> None:
     told = explained("prox=soft", "prox.lamda=1")
     assert told.startswith("There is no option 'prox.lamda'. Did you mean 'prox.lambda_'?")
