@@ -1,9 +1,9 @@
 """Several dictionaries on one stream against a run for each: the time of whole `train.py` processes.
 
-    python benchmarks/several.py [--vectors 409600] [--only RECIPE ...] [--k 16 32 64 128] [--n-atoms 3072]
+    python benchmarks/several.py [--vectors 409600] [--only RECIPE ...] [--l0 16 32 64 128] [--n-atoms 3072]
                                  [--branch-at SHARE ...] [--override KEY=VALUE ...] [--json FILE] [--quick]
 
-For every recipe one process learns a dictionary for each k, and a process of its own each of them; all of them see the
+For every recipe one process learns a dictionary for each L0 (its `prox.k` or `prox.target_l0`), and a process of its own each of them; all of them see the
 same text, model, seed and vectors, with pages, checkpoints and validations as by default. Seconds are CPU seconds of the
 processes with everything, imports too; wall seconds are beside them. The text is tokenised before. What sharing the
 transformer's forward pass can save is its share of a run: small where a small model gives seven vectors of every token,
@@ -34,12 +34,17 @@ RECIPES = {
     "default (two_phase)": [],
     "three layers (unrolled, topk)": ["inference=unrolled", "prox=topk", "update=adam"],
     "TopK autoencoder": ["experiment=topk_sae"],
+    "ReLU autoencoder, steered": ["experiment=relu_sae"],
+    "gated autoencoder, steered": ["experiment=gated_sae"],
     "default, hidden state 6 alone": ["hidden_states.layers=[6]"],
     "TopK autoencoder, hidden state 6 alone": ["experiment=topk_sae", "hidden_states.layers=[6]"],
     "TopK autoencoder, all 13 hidden states of a larger model": [
         *("experiment=topk_sae", "transformer=local", "transformer.path={larger}"),
     ],
 }
+
+
+STEERED = ("ReLU autoencoder, steered", "gated autoencoder, steered")
 
 
 class Cost(NamedTuple):
@@ -92,8 +97,8 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Cell]:
     run(place / "tokenise", [*common, "max_vectors=1", "callbacks=none"])
     model = larger(place / "larger")
     table = Table(
-        f"{len(arguments.k)} dictionaries of {arguments.n_atoms:,} atoms (k = "
-        f"{', '.join(map(str, arguments.k))}), {arguments.vectors:,} vectors",
+        f"{len(arguments.l0)} dictionaries of {arguments.n_atoms:,} atoms (L0 = "
+        f"{', '.join(map(str, arguments.l0))}), {arguments.vectors:,} vectors",
         [
             *("recipe", "branch_at", "a run each, s", "one run, s", "times cheaper"),
             *("in wall time", "FVU over own run's", "L0 over own run's"),
@@ -103,31 +108,37 @@ def measure(arguments: argparse.Namespace, place: Path) -> dict[str, Cell]:
     for number, recipe in enumerate(arguments.only):
         given = [*common, *(part.format(larger=model) for part in RECIPES[recipe])]
         folder = place / str(number)
-        each = [run(folder / f"k{k}", [*given, f"prox.k={k}"]) for k in arguments.k]
+        key = "target_l0" if recipe in STEERED else "k"
+        each = [run(folder / f"{key}{l0}", [*given, f"prox.{key}={l0}"]) for l0 in arguments.l0]
         cpu, wall = sum(cost.cpu for cost in each), sum(cost.wall for cost in each)
         figures[f"{recipe}/separate_cpu_s"] = cpu
-        for k, cost in zip(arguments.k, each, strict=True):
-            figures[f"{recipe}/k{k}/fvu"] = cost.figures["val/fvu"]
+        for l0, cost in zip(arguments.l0, each, strict=True):
+            figures[f"{recipe}/l0 {l0}/fvu"] = cost.figures["val/fvu"]
         for share in arguments.branch_at:
-            asked = [f"variants={{prox.k:{arguments.k}}}", f"branch_at={share}"]
+            asked = [f"variants={{prox.{key}:{arguments.l0}}}", f"branch_at={share}"]
             joint = run(folder / f"joint{share}", [*given, *asked])
             cheaper, faster = cpu / joint.cpu, wall / joint.wall
-            errors, counts = (over_own(name, arguments.k, joint, each) for name in ("fvu", "l0"))
+            names = [f"{key}{l0}" for l0 in arguments.l0]
+            errors, counts = (over_own(name, names, joint, each) for name in ("fvu", "l0"))
             shown = ratio(cheaper, BAR, at_most=False)
             table.row(recipe, share, cpu, joint.cpu, shown, faster, said(errors), said(counts))
-            key = f"{recipe}/branch_at{share:g}"
-            figures |= {f"{key}/joint_cpu_s": joint.cpu, f"{key}/times_cheaper": cheaper}
-            figures |= {f"{key}/times_faster": faster, f"{key}/worst_fvu_over_own": max(errors)}
-            figures[f"{key}/same_fvu"] = int(set(errors) == {1.0})
+            asked_for = f"{recipe}/branch_at{share:g}"
+            figures |= {
+                f"{asked_for}/joint_cpu_s": joint.cpu,
+                f"{asked_for}/times_cheaper": cheaper,
+                f"{asked_for}/times_faster": faster,
+                f"{asked_for}/worst_fvu_over_own": max(errors),
+                f"{asked_for}/same_fvu": int(set(errors) == {1.0}),
+            }
     print(machine("cpu", 1) + "\n")
     table.print()
     return figures
 
 
-def over_own(name: str, counts: list[int], joint: Cost, each: list[Cost]) -> list[float]:
+def over_own(figure: str, names: list[str], joint: Cost, each: list[Cost]) -> list[float]:
     """Return a held-out figure of every dictionary over that of a run of its own."""
-    own = [cost.figures[f"val/{name}"] for cost in each]
-    return [joint.figures[f"k{k}/val/{name}"] / of for k, of in zip(counts, own, strict=True)]
+    own = [cost.figures[f"val/{figure}"] for cost in each]
+    return [joint.figures[f"{name}/val/{figure}"] / of for name, of in zip(names, own, strict=True)]
 
 
 def said(ratios: list[float]) -> str:
@@ -140,7 +151,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vectors", type=int, default=409_600)
     parser.add_argument("--only", nargs="+", default=list(RECIPES), choices=list(RECIPES))
-    parser.add_argument("--k", nargs="+", type=int, default=[16, 32, 64, 128])
+    parser.add_argument("--l0", nargs="+", type=int, default=[16, 32, 64, 128])
     parser.add_argument("--n-atoms", type=int, default=3072)
     parser.add_argument("--branch-at", nargs="+", type=float, default=[0.0, 0.5, 0.75])
     parser.add_argument("--override", nargs="*", default=[], help="for every run")
@@ -148,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="tiny, to see that it works")
     arguments = parser.parse_args(argv)
     if arguments.quick:
-        arguments.vectors, arguments.n_atoms, arguments.k = 4096, 256, [4, 8]
+        arguments.vectors, arguments.n_atoms, arguments.l0 = 4096, 256, [4, 8]
         tiny = ["hidden_states.validation_vectors=1024", "hidden_states.layers=[0,1]"]
         arguments.override = [*tiny, *arguments.override]
     with tempfile.TemporaryDirectory() as place:
