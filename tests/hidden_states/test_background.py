@@ -22,7 +22,6 @@ from tests.small_run import small_data, small_learner, small_trainer
 SAID = "no hidden states have come: .* does not answer. Go on with run=DIR resume=true"
 
 
-@pytest.mark.run
 def test_a_reader_that_hangs_ends_the_run(
     minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +38,7 @@ def test_a_reader_that_hangs_ends_the_run(
         return extract(self, numbers)
 
     monkeypatch.setattr(Extractor, "extract", hanging)
-    monkeypatch.setattr(background, "PATIENCE", 3.0)
+    monkeypatch.setattr(background, "PATIENCE", 2.0)
     data = small_data(minilm_folder, text_folder, tmp_path, prefetch=True)
     saver = RunCheckpoints(tmp_path, every_steps=1, every_minutes=None, monitor=None)
     trainer = small_trainer(tmp_path, [saver], enable_checkpointing=True)
@@ -79,7 +78,7 @@ worker.close()
 """
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_python_ends_although_a_reader_hangs(tmp_path: Path) -> None:
     """C6 the disk that hidden states are read from hangs: nothing waits for the thread at the end
     of the process.

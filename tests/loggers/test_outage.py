@@ -142,7 +142,7 @@ logger.finish()
 """
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_a_service_that_cannot_run_keeps_nobody_waiting(tmp_path: Path) -> None:
     """D1 the program of W&B cannot be run: one warning in bounded time, and the run goes on."""
     command = [sys.executable, "-c", WITHOUT_SERVICE, str(tmp_path)]

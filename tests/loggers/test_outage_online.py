@@ -21,6 +21,7 @@ from tests.loggers.service import kill_service
 from tests.loggers.tiny import CONFIG, Tiny, train, trainer, warnings_of
 from tests.resume.processes import ROOT
 
+SLOW = pytest.mark.slow
 OUTAGES = {
     "silent": FakeWandb.silence,
     "hangs up": FakeWandb.hang_up,
@@ -72,8 +73,9 @@ class Outage(pl.Callback):
         self.ends.append(time.monotonic())
 
 
-@pytest.mark.run
-@pytest.mark.parametrize("outage", OUTAGES)
+@pytest.mark.parametrize(
+    "outage", ["silent", *(pytest.param(name, marks=SLOW) for name in ("hangs up", "gone"))]
+)
 def test_losing_the_server_in_the_middle_is_one_warning_and_no_step_waits(
     outage: str,
     fake: FakeWandb,

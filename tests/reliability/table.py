@@ -142,8 +142,8 @@ tests by `python -m tests.reliability.table`; do not edit.
 
 - fast: part of `make test`, together less than a minute on two cores:
   `python -m pytest -n 2 -m "fault and not run and not slow"`
-- run: whole runs, real processes or servers; part of `make test`, too:
-  `python -m pytest -n 2 -m "run and not slow"`
+- run: whole runs, many of them to be equal, stopped or not, on one process or two; part of
+  `make test`, too: `python -m pytest -n 2 -m "run and not slow"`
 - slow: real processes that are signalled, killed and started again:
   `python -m pytest -m "fault and slow"`"""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import os
 import shutil
 import tempfile
@@ -107,10 +108,10 @@ def dies_in(work: Callable[[], None], at: int) -> bool:
     return code == 9
 
 
-@pytest.fixture(params=["same file system", "TMPDIR elsewhere"])
-def temporary(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Where programs put temporary files: ours must not care."""
-    if request.param == "TMPDIR elsewhere":
+@pytest.fixture
+def temporary(elsewhere: bool, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Where programs put temporary files, on another file system too: ours must not care."""
+    if elsewhere:
         if not os.access("/dev/shm", os.W_OK):
             pytest.skip("there is no /dev/shm to take for another file system")
         with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
@@ -129,9 +130,15 @@ SCENARIOS = {
 }
 
 
-@pytest.mark.run
+FAST = (("first save", False), ("rotation", True))
+REST = [case for case in itertools.product(SCENARIOS, (False, True)) if case not in FAST]
+
+
 @pytest.mark.usefixtures("temporary")
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize(
+    ("scenario", "elsewhere"),
+    [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST)],
+)
 def test_every_moment_of_a_save_is_survivable(scenario: str, tmp_path: Path) -> None:
     """A1 kill -9 at any instant of a checkpoint: the newest whole one is the old or the new."""
     before = tmp_path / "before"

@@ -17,7 +17,7 @@ from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, Launched, launched
 
 pytestmark = pytest.mark.slow
 LAUNCHERS = {"script": [], "torchrun": BY_TORCHRUN}
-SECONDS = 20  # on two cores that are also busy with other things; alone it is about 4
+SECONDS = 15  # on two cores that are also busy with other things; alone it is about 4
 PATIENCE = 10
 BY_FORCE = {"script": 0, "torchrun": 30}  # torchrun waits so long before it kills a stopped rank
 
@@ -49,7 +49,7 @@ def told(run: Launched) -> list[str]:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_all_end_when_a_rank_is_killed(rank: int, launcher: str, place: Path) -> None:
-    """C1 a rank is killed (kill -9, out of memory): all end in 20 s and say that one is gone, the
+    """C1 a rank is killed (kill -9, out of memory): all end in 15 s and say that one is gone, the
     checkpoint is whole.
     """
     with begun(place, LAUNCHERS[launcher]) as run:
@@ -65,7 +65,7 @@ def test_all_end_when_a_rank_is_killed(rank: int, launcher: str, place: Path) ->
 
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_all_end_when_a_rank_hangs(launcher: str, place: Path) -> None:
-    """C3 a rank hangs (SIGSTOP): all others end within callbacks.patience.seconds and 20 s, and
+    """C3 a rank hangs (SIGSTOP): all others end within callbacks.patience.seconds and 15 s, and
     say why; torchrun then ends the one that hangs within 30 s.
     """
     options = f"callbacks.patience.seconds={PATIENCE}"
@@ -106,7 +106,7 @@ def program(place: Path) -> list[str]:
 
 
 def test_all_end_when_a_rank_is_killed_and_another_is_busy(place: Path) -> None:
-    """C1 a rank is killed while the main one computes and does not notice: all end in 20 s, and
+    """C1 a rank is killed while the main one computes and does not notice: all end in 15 s, and
     say so.
     """
     with begun(place, program(place)) as run:
@@ -121,7 +121,7 @@ def test_all_end_when_a_rank_is_killed_and_another_is_busy(place: Path) -> None:
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_message_of_the_rank_that_failed_is_told(rank: int, launcher: str, place: Path) -> None:
-    """C2 one rank alone raises, in the middle of the run: all end in 20 s, and its sentence is
+    """C2 one rank alone raises, in the middle of the run: all end in 15 s, and its sentence is
     printed once, with its number.
     """
     with begun(place, [*LAUNCHERS[launcher], *program(place)]) as run:

@@ -44,7 +44,7 @@ with served() as hub:
 """
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_the_client_of_the_hub_is_asked_again_and_then_given_up(tmp_path: Path) -> None:
     """D4 the hub drops the connection or falls silent within a file: asked again until the file
     comes, every document once; if it never does, one sentence within two minutes.

@@ -21,6 +21,7 @@ from dictlearn.errors import InputError
 from dictlearn.text import HubText, TokenStore, steady, tokenize
 
 FILES, ROWS = 7, 700
+SLOW = pytest.mark.slow
 TEXTS = [f"Document {n} of a text that is read over a network." for n in range(FILES * ROWS)]
 TEXTS[5::50] = [TEXTS[2], TEXTS[3]] * (len(TEXTS[5::50]) // 2)  # some come again and again
 
@@ -90,8 +91,9 @@ def texts() -> list[str]:
     return [document.text for document in HubText("some/where", streaming=True).documents()]
 
 
-@pytest.mark.run
-@pytest.mark.parametrize("fault", ["half", "silence", "503", "429"])
+@pytest.mark.parametrize(
+    "fault", ["half", "503", *(pytest.param(name, marks=SLOW) for name in ("silence", "429"))]
+)
 def test_a_stream_goes_on_where_it_broke_off(
     fault: str, served: type[Flaky], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -127,8 +129,11 @@ def tokenized(place: Path, tokenizer: Any, **options: Any) -> TokenStore:
     return tokenize(HubText("some/where", streaming=True, **options), tokenizer, place, False)
 
 
-@pytest.mark.run
-@pytest.mark.parametrize("options", [{}, {"max_documents": 4400, "min_characters": 52}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=SLOW), {"max_documents": 4400, "min_characters": 52}],
+    ids=str,
+)
 def test_a_text_that_broke_off_is_gone_on_with(
     options: dict[str, Any], served: type[Flaky], tmp_path: Path, tokenizer: Any
 ) -> None:

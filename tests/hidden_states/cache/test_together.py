@@ -56,7 +56,7 @@ def slowly(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Extractor, "extract", extract)
 
 
-@pytest.mark.run
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_as_if_never_stopped(
     make_cache: MakeCache,
     whole: dict[str, str],
