@@ -13,7 +13,7 @@ import pytest
 from tests.resume.interrupted import equal, final_state, history
 from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, Launched, launched
 
-SECONDS = 40  # on two cores that are also busy with other things; alone it is about 3
+SECONDS = 15  # on two cores that are also busy with other things; alone it is about 3
 
 
 @pytest.fixture(scope="module")
