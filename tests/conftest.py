@@ -84,3 +84,15 @@ def make_data(
     from tests.small_run import small_data
 
     return partial(small_data, minilm_folder, text_folder, tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def make_shared(make_data: Callable[..., Any]) -> Callable[..., Any]:
+    """Make the stream of each of some processes: their batches together are those of one."""
+    from tests.small_run import BATCH, STEPS
+
+    def make(processes: int = 1, **options: Any) -> Any:
+        shared = {"batch_size": BATCH // processes, "steps": STEPS * processes}
+        return make_data(**{**shared, **options})
+
+    return make

@@ -23,7 +23,7 @@ from dictlearn.transformer import FrozenTransformer
 from dictlearn.update import Adam, UpdateRule
 
 LAYERS = (0, 3)
-BATCH = 128
+BATCH, STEPS = 128, 12
 
 
 @cache

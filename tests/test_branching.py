@@ -32,9 +32,8 @@ from dictlearn.update import (
     ThenHessianDiagonal,
 )
 from tests.resume.interrupted import Interrupt, assert_same_end, equal, finish, history
-from tests.small_run import BATCH, small_data, small_trainer
+from tests.small_run import BATCH, STEPS, small_trainer
 
-STEPS = 12
 COMMON = 6
 COUNTS = {"k4": 4, "k8": 8, "k24": 24}
 KINDS = ("topk", "two_phase")
@@ -97,19 +96,6 @@ class Watch(pl.Callback):
         self.validated.append(set(outputs))
 
 
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., HiddenStateDataModule]:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(processes: int = 1) -> HiddenStateDataModule:
-        options = {"batch_size": BATCH // processes, "steps": STEPS * processes}
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
-
-
 def fit(
     folder: Path, module: pl.LightningModule, data: HiddenStateDataModule, *hung: pl.Callback
 ) -> None:
@@ -122,10 +108,10 @@ def fit(
 @pytest.fixture(scope="module", params=KINDS)
 def joint(
     request: pytest.FixtureRequest,
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[str, DictionaryEnsemble, Watch]:
-    watch, data = Watch(), make_data()
+    watch, data = Watch(), make_shared()
     module = ensemble_of(data, request.param)
     fit(tmp_path_factory.mktemp("joint"), module, data, watch, *revivals())
     return request.param, module, watch
@@ -133,11 +119,11 @@ def joint(
 
 def test_the_middle_one_is_bit_by_bit_the_run_of_its_own(
     joint: tuple[str, DictionaryEnsemble, Watch],
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
     tmp_path: Path,
 ) -> None:
     kind, ensemble, _ = joint
-    data = make_data()
+    data = make_shared()
     alone = learner_of(DictionaryLearner, kind, COUNTS["k8"], data)
     fit(tmp_path, alone, data, DeadAtomRevival(2 * BATCH, 0.9, seed=3))
     found = ensemble.parts["k8"]
@@ -186,10 +172,10 @@ def test_only_those_that_learn_are_validated(joint: tuple[str, DictionaryEnsembl
 
 @pytest.mark.parametrize("kind", OTHERS)
 def test_the_first_step_of_its_own_is_no_larger_than_those_before(
-    kind: str, make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    kind: str, make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
     """What a rule has averaged over many steps is not lost: one batch would throw atoms about."""
-    watch, data = Watch(), make_data()
+    watch, data = Watch(), make_shared()
     ensemble = ensemble_of(data, kind)
     fit(tmp_path, ensemble, data, watch)
     key = "dictionary.atoms"
@@ -201,9 +187,9 @@ def test_the_first_step_of_its_own_is_no_larger_than_those_before(
 
 
 def test_thresholds_are_fitted_anew_to_another_number_of_codes(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
-    watch, data = Watch(), make_data()
+    watch, data = Watch(), make_shared()
     fit(tmp_path, ensemble_of(data, "jump"), data, watch)
     key = "inference.jumps.scales"
     few, middle, many = (float(watch.steps[COMMON][name][key]) for name in COUNTS)
@@ -212,10 +198,10 @@ def test_thresholds_are_fitted_anew_to_another_number_of_codes(
 
 
 def test_a_price_is_found_anew(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
     """The exact codes of the first step of its own are as many as the variant asks for."""
-    data, counted = make_data(), []
+    data, counted = make_shared(), []
     ensemble = ensemble_of(data, "two_phase")
     inference = ensemble.parts["k4"].inference
     observe = inference.observe
@@ -250,27 +236,27 @@ def go(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stopped_run_ends_bit_equal(
-    kind: str, make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    kind: str, make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
-    go(tmp_path / "straight", kind, make_data())
+    go(tmp_path / "straight", kind, make_shared())
     stops = [Interrupt(2), Interrupt(4, in_validation=True), Interrupt(COMMON)]
     for stop in (*stops, Interrupt(COMMON + 1)):
         with pytest.raises(Stopped, match=f"SIGTERM after step {stop.step}"):
-            go(tmp_path / "stopped", kind, make_data(), stop)
-    go(tmp_path / "stopped", kind, make_data())
+            go(tmp_path / "stopped", kind, make_shared(), stop)
+    go(tmp_path / "stopped", kind, make_shared())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
 
 
 def test_those_that_have_parted_stay_apart_and_that_is_said(
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with pytest.raises(Stopped):
-        go(tmp_path, "topk", make_data(), Interrupt(2), at=0.0)
+        go(tmp_path, "topk", make_shared(), Interrupt(2), at=0.0)
     watch = Watch()
-    go(tmp_path, "topk", make_data(), watch)
+    go(tmp_path, "topk", make_shared(), watch)
     assert all(set(COUNTS) == names for names in watch.validated)
     assert [entry for entry in caplog.messages if entry.startswith("branch_at=0.5 changes nothing")]
 
@@ -290,10 +276,10 @@ class Keep(pl.Callback):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_part_at_the_same_step_as_one(
-    kind: str, make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    kind: str, make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
     for processes, strategy in ((1, "auto"), (2, "ddp_fork")):
-        data = make_data(processes)
+        data = make_shared(processes)
         hung = [*revivals(), Keep(tmp_path / str(processes))]
         trainer = small_trainer(tmp_path, hung, devices=processes, strategy=strategy)
         trainer.fit(ensemble_of(data, kind, at=0.55), datamodule=data)
@@ -308,9 +294,9 @@ def test_two_processes_part_at_the_same_step_as_one(
 
 
 def test_a_share_that_leaves_less_than_a_step_leaves_one(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
-    data = make_data()
+    data = make_shared()
     ensemble = ensemble_of(data, "topk", at=0.999)
     watch = Watch()
     fit(tmp_path, ensemble, data, watch)
@@ -321,9 +307,9 @@ def test_a_share_that_leaves_less_than_a_step_leaves_one(
 
 
 def test_encoders_of_several_kinds_cannot_begin_as_one(
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
 ) -> None:
-    data = make_data()
+    data = make_shared()
     sampled = learner_of(Variant, "topk", 4, data)
     sampled = Variant(
         sampled.dictionary,

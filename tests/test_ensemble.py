@@ -34,11 +34,10 @@ from tests.resume.interrupted import (
     finish,
     history,
 )
-from tests.small_run import BATCH, small_data, small_trainer
+from tests.small_run import BATCH, STEPS, small_trainer
 
 L = TypeVar("L", bound=DictionaryLearner)
 
-STEPS = 12
 CLIP = 0.01
 
 
@@ -88,24 +87,11 @@ def fit(
 
 
 @pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., HiddenStateDataModule]:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(processes: int = 1) -> HiddenStateDataModule:
-        options = {"batch_size": BATCH // processes, "steps": STEPS * processes}
-        return small_data(minilm_folder, text_folder, place, **options)
-
-    return make
-
-
-@pytest.fixture(scope="module")
 def joint(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path_factory: pytest.TempPathFactory
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DictionaryEnsemble, pl.Trainer]:
     """Three variants that learned side by side."""
-    data = make_data()
+    data = make_shared()
     module = ensemble_of(data)
     hung = [ForVariant(name, revival(name)) for name in SHAPES]
     trainer = fit(tmp_path_factory.mktemp("joint"), module, data, *hung, Throughput())
@@ -116,11 +102,11 @@ def joint(
 def test_each_ends_bit_equal_to_a_run_of_its_own(
     name: str,
     joint: tuple[DictionaryEnsemble, pl.Trainer],
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
     tmp_path: Path,
 ) -> None:
     ensemble, trainer = joint
-    data = make_data()
+    data = make_shared()
     alone, own = learner_of(DictionaryLearner, name, data), revival(name)
     separate = fit(tmp_path, alone, data, own)
     found = ensemble.parts[name]
@@ -169,7 +155,7 @@ def test_one_optimizer_counts_one_step_a_batch_and_the_best_gives_the_plain_figu
 
 
 def test_the_transformer_runs_once_for_all(
-    make_data: Callable[..., HiddenStateDataModule],
+    make_shared: Callable[..., HiddenStateDataModule],
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
@@ -183,7 +169,7 @@ def test_the_transformer_runs_once_for_all(
     found = []
     for names in (("two_phase",), ("two_phase", "topk", "jump")):
         passes[0] = 0
-        data = make_data()
+        data = make_shared()
         fit(tmp_path, ensemble_of(data, *names), data)
         found.append(passes[0])
     one, three = found
@@ -214,13 +200,13 @@ def go(
 
 
 def test_a_stopped_run_of_several_ends_bit_equal(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
-    go(tmp_path / "straight", make_data())
+    go(tmp_path / "straight", make_shared())
     for stop in (Interrupt(2), Interrupt(4, in_validation=True), Interrupt(10)):
         with pytest.raises(Stopped, match=f"SIGTERM after step {stop.step}"):
-            go(tmp_path / "stopped", make_data(), stop)
-    go(tmp_path / "stopped", make_data())
+            go(tmp_path / "stopped", make_shared(), stop)
+    go(tmp_path / "stopped", make_shared())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
     names = final_state(tmp_path / "straight")
@@ -243,7 +229,7 @@ class Keep(pl.Callback):
 
 
 def test_on_two_processes_each_is_what_a_run_of_its_own_is(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
     def on_two(module: pl.LightningModule, data: HiddenStateDataModule, *hung: pl.Callback) -> None:
         trainer = small_trainer(
@@ -257,10 +243,10 @@ def test_on_two_processes_each_is_what_a_run_of_its_own_is(
         trainer.fit(module, datamodule=data)
 
     names = ("topk", "two_phase")
-    data = make_data(2)
+    data = make_shared(2)
     on_two(ensemble_of(data, *names), data, *(ForVariant(name, revival(name)) for name in names))
     for name in names:
-        data = make_data(2)
+        data = make_shared(2)
         on_two(learner_of(DictionaryLearner, name, data), data, revival(name))
         for rank in (0, 1):
             alone, found = (
@@ -273,9 +259,9 @@ def test_on_two_processes_each_is_what_a_run_of_its_own_is(
 
 
 def test_other_variants_than_the_checkpoint_has_are_refused(
-    make_data: Callable[..., HiddenStateDataModule], tmp_path: Path
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
     with pytest.raises(Stopped):
-        go(tmp_path, make_data(), Interrupt(2), names=("topk", "jump"))
+        go(tmp_path, make_shared(), Interrupt(2), names=("topk", "jump"))
     with pytest.raises(InputError, match=r"the variants topk, jump, and this run has jump, topk"):
-        go(tmp_path, make_data(), names=("jump", "topk"))
+        go(tmp_path, make_shared(), names=("jump", "topk"))

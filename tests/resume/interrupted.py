@@ -23,7 +23,6 @@ from dictlearn.resuming import checkpoint_to_go_on_from
 from tests.small_run import BATCH, small_learner, small_trainer
 
 WALL_TIME = ("seconds", "total")
-STEPS = 12
 EVERY = 4  # a validation
 
 

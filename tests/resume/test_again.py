@@ -15,7 +15,6 @@ from dictlearn.errors import Stopped
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.storage.committed import newest_whole
 from tests.resume.interrupted import (
-    STEPS,
     Interrupt,
     assert_same_end,
     equal,
@@ -24,7 +23,7 @@ from tests.resume.interrupted import (
     history,
 )
 from tests.resume.processes import BY_TORCHRUN, SMALL, TWO, launched
-from tests.small_run import BATCH, small_data
+from tests.small_run import BATCH, STEPS, small_data
 
 Make = Callable[[], HiddenStateDataModule]
 

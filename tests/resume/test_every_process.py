@@ -13,23 +13,10 @@ import torch
 
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.hidden_states import HiddenStateDataModule
-from tests.resume.interrupted import STEPS, Interrupt, go
-from tests.small_run import BATCH, small_data
+from tests.resume.interrupted import Interrupt, go
+from tests.small_run import STEPS
 
 MakeData = Callable[..., HiddenStateDataModule]
-
-
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(processes: int) -> HiddenStateDataModule:
-        chosen = {"batch_size": BATCH // processes, "steps": STEPS * processes}
-        return small_data(minilm_folder, text_folder, place, **chosen)
-
-    return make
 
 
 class Drawing(pl.Callback):
@@ -57,14 +44,14 @@ class Drawing(pl.Callback):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_global_random_generators_go_on_too(
-    processes: int, make_data: MakeData, tmp_path: Path
+    processes: int, make_shared: MakeData, tmp_path: Path
 ) -> None:
     """C4 a callback draws from the generators of torch, numpy and Python, on every process other
     numbers: a run that was stopped draws on as one that never stopped, on every process.
     """
     draws = [Drawing(tmp_path / name) for name in ("draws", "draws again")]
-    go(tmp_path / "straight", make_data(processes), others=(draws[0],), processes=processes)
-    stopped = tmp_path / "stopped", make_data(processes)
+    go(tmp_path / "straight", make_shared(processes), others=(draws[0],), processes=processes)
+    stopped = tmp_path / "stopped", make_shared(processes)
     with pytest.raises(Exception, match="stopped by SIGTERM after step"):
         go(*stopped, Interrupt(6), others=(draws[1],), processes=processes)
     go(*stopped, others=(draws[1],), processes=processes, seed=99)
@@ -118,14 +105,14 @@ def test_it_is_saved_every_so_many_minutes(
     minutes: float,
     slow: tuple[float, float],
     expected: list[int],
-    make_data: MakeData,
+    make_shared: MakeData,
     tmp_path: Path,
 ) -> None:
     """C1 the minutes of callbacks.checkpoint.every_minutes are over: it is saved, and not before,
     so that a kill costs no more.
     """
     watch = Slow(tmp_path, 0, *slow)
-    go(tmp_path / "run", make_data(1), others=(watch,), every=STEPS, minutes=minutes)
+    go(tmp_path / "run", make_shared(1), others=(watch,), every=STEPS, minutes=minutes)
     steps = saved(tmp_path, 0)
     assert steps[-1] == STEPS
     assert [step for step in steps if step == 5 or (step < STEPS and not expected)] == expected
@@ -133,14 +120,14 @@ def test_it_is_saved_every_so_many_minutes(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_the_minutes_of_one_process_are_those_of_all(
-    rank: int, make_data: MakeData, tmp_path: Path
+    rank: int, make_shared: MakeData, tmp_path: Path
 ) -> None:
     """C1 the minutes of callbacks.checkpoint.every_minutes are over on the clock of one process:
     all save at one step, and once.
     """
     watch = Slow(tmp_path, rank, 0, 601)
     two: dict[str, Any] = {"processes": 2, "every": STEPS, "minutes": 10}
-    go(tmp_path / "run", make_data(2), others=(watch,), **two)
+    go(tmp_path / "run", make_shared(2), others=(watch,), **two)
     for each in range(2):
         assert [step for step in saved(tmp_path, each) if step < STEPS] == [6]
 

@@ -28,7 +28,6 @@ from dictlearn.update import (
     ThenHessianDiagonal,
 )
 from tests.resume.interrupted import (
-    STEPS,
     Finish,
     Interrupt,
     assert_same_end,
@@ -37,7 +36,7 @@ from tests.resume.interrupted import (
     history,
     kept,
 )
-from tests.small_run import BATCH, small_data
+from tests.small_run import BATCH, STEPS
 from tests.watch import exact
 
 MakeData = Callable[..., HiddenStateDataModule]
@@ -65,19 +64,6 @@ SETTINGS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def make_data(
-    minilm_folder: Path, text_folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> MakeData:
-    place = tmp_path_factory.mktemp("data")
-
-    def make(processes: int = 1, **options: Any) -> HiddenStateDataModule:
-        chosen = {"batch_size": BATCH // processes, "steps": STEPS * processes, **options}
-        return small_data(minilm_folder, text_folder, place, **chosen)
-
-    return make
-
-
 SLOW = ("k drawn at every step", "mairal", "the paper's")
 BY_SPEED = [
     pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in SETTINGS
@@ -85,17 +71,17 @@ BY_SPEED = [
 
 
 @pytest.mark.parametrize("setting", BY_SPEED)
-def test_a_stopped_run_ends_bit_equal(setting: str, make_data: MakeData, tmp_path: Path) -> None:
+def test_a_stopped_run_ends_bit_equal(setting: str, make_shared: MakeData, tmp_path: Path) -> None:
     """C4, C10 SIGTERM at any step, several times: the resumed run ends bit-identical."""
     parts = SETTINGS[setting]
-    go(tmp_path / "straight", make_data(), **parts())
+    go(tmp_path / "straight", make_shared(), **parts())
     stops = [Interrupt(1), Interrupt(4, in_validation=True), Interrupt(5), Interrupt(10)]
     for stop in (*stops, Interrupt(STEPS, in_validation=True)):
         with pytest.raises(Stopped, match=f"SIGTERM after step {stop.step}"):
-            go(tmp_path / "stopped", make_data(), stop, **parts())
+            go(tmp_path / "stopped", make_shared(), stop, **parts())
         newest = committed(tmp_path / "stopped" / "checkpoints")[0]
         assert newest.step == stop.step
-    go(tmp_path / "stopped", make_data(), **parts())
+    go(tmp_path / "stopped", make_shared(), **parts())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
     assert len(history(tmp_path / "straight")) == STEPS // 2 + STEPS // 4
@@ -114,14 +100,14 @@ class KilledAtTheEnd(pl.Callback):
 
 
 def test_a_run_killed_after_its_last_step_does_none_again(
-    make_data: MakeData, tmp_path: Path
+    make_shared: MakeData, tmp_path: Path
 ) -> None:
     """C1 a run is killed before the validation that follows its last step: no step is lost."""
-    go(tmp_path / "straight", make_data(), every=5)
+    go(tmp_path / "straight", make_shared(), every=5)
     with pytest.raises(Killed):
-        go(tmp_path / "killed", make_data(), others=(KilledAtTheEnd(),), every=5)
+        go(tmp_path / "killed", make_shared(), others=(KilledAtTheEnd(),), every=5)
     assert committed(tmp_path / "killed" / "checkpoints")[0].step == STEPS
-    go(tmp_path / "killed", make_data(), others=(NoStep(),), every=5)
+    go(tmp_path / "killed", make_shared(), others=(NoStep(),), every=5)
     assert_same_end(tmp_path / "straight", tmp_path / "killed", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "killed")
     assert kept(tmp_path / "straight") == kept(tmp_path / "killed")
@@ -136,18 +122,18 @@ class NoStep(pl.Callback):
 
 @pytest.mark.parametrize(("setting", "rank"), [("topk and adam", 0), ("the default recipe", 1)])
 def test_two_processes_stop_at_one_step_and_end_bit_equal(
-    setting: str, rank: int, make_data: MakeData, tmp_path: Path
+    setting: str, rank: int, make_shared: MakeData, tmp_path: Path
 ) -> None:
     """C4 SIGTERM to either of two ranks: both save at one step, and the resumed run is the same."""
     parts = SETTINGS[setting]
     two: dict[str, Any] = {"processes": 2, "others": (Finish(),)}
-    go(tmp_path / "straight", make_data(2), **two, **parts())
+    go(tmp_path / "straight", make_shared(2), **two, **parts())
     for stop in (Interrupt(5, rank=rank), Interrupt(STEPS, in_validation=True, rank=rank)):
         with pytest.raises(Exception, match="stopped by SIGTERM after step"):
-            go(tmp_path / "stopped", make_data(2), stop, **two, **parts())
+            go(tmp_path / "stopped", make_shared(2), stop, **two, **parts())
         newest = committed(tmp_path / "stopped" / "checkpoints")[0]
         assert stop.step <= newest.step <= stop.step + 2
-    go(tmp_path / "stopped", make_data(2), **two, **parts())
+    go(tmp_path / "stopped", make_shared(2), **two, **parts())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
     assert kept(tmp_path / "straight") == kept(tmp_path / "stopped")
@@ -155,26 +141,26 @@ def test_two_processes_stop_at_one_step_and_end_bit_equal(
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_two_shards_stop_at_one_step_and_end_bit_equal(
-    rank: int, make_data: MakeData, tmp_path: Path
+    rank: int, make_shared: MakeData, tmp_path: Path
 ) -> None:
     """C4 SIGTERM to either of two shards: both save whole, and the resumed run is the same."""
     two: dict[str, Any] = {"processes": 2, "shards": 2, "others": (Finish(),)}
-    go(tmp_path / "straight", make_data(), **two, **sharded())
+    go(tmp_path / "straight", make_shared(), **two, **sharded())
     with pytest.raises(Exception, match="stopped by SIGTERM after step"):
-        go(tmp_path / "stopped", make_data(), Interrupt(5, rank=rank), **two, **sharded())
+        go(tmp_path / "stopped", make_shared(), Interrupt(5, rank=rank), **two, **sharded())
     assert 5 <= committed(tmp_path / "stopped" / "checkpoints")[0].step <= 7
-    go(tmp_path / "stopped", make_data(), **two, **sharded())
+    go(tmp_path / "stopped", make_shared(), **two, **sharded())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
     assert history(tmp_path / "straight") == history(tmp_path / "stopped")
 
 
-def test_a_run_of_two_shards_goes_on_in_one_process(make_data: MakeData, tmp_path: Path) -> None:
+def test_a_run_of_two_shards_goes_on_in_one_process(make_shared: MakeData, tmp_path: Path) -> None:
     """C4 a checkpoint of two shards is that of one process: order and figures go on."""
-    go(tmp_path / "straight", make_data(), **sharded())
+    go(tmp_path / "straight", make_shared(), **sharded())
     stop = Interrupt(5, rank=1)
     with pytest.raises(Exception, match="stopped by SIGTERM after step"):
-        go(tmp_path / "stopped", make_data(), stop, processes=2, shards=2, **sharded())
-    go(tmp_path / "stopped", make_data(), **sharded())
+        go(tmp_path / "stopped", make_shared(), stop, processes=2, shards=2, **sharded())
+    go(tmp_path / "stopped", make_shared(), **sharded())
     assert_same_end(tmp_path / "straight", tmp_path / "stopped", nearly)
 
 
@@ -201,14 +187,14 @@ class Spoilt(FrozenTransformer):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_is_left_out_is_counted_on(
-    processes: int, minilm_folder: Path, make_data: MakeData, tmp_path: Path
+    processes: int, minilm_folder: Path, make_shared: MakeData, tmp_path: Path
 ) -> None:
     """B1, C4 tokens that are not finite or too long: a stopped run ends with the same counts."""
     spoilt = Spoilt(str(minilm_folder), dtype="float32")
     rest: dict[str, Any] = {"processes": processes, "others": (Finish(),) * (processes > 1)}
 
     def data() -> HiddenStateDataModule:
-        made = make_data(processes)
+        made = make_shared(processes)
         made.transformer = spoilt
         return made
 
@@ -253,33 +239,33 @@ def seen(folder: Path) -> list[Tensor]:
 REVIVAL = True
 
 
-def test_one_process_then_two_then_one(make_data: MakeData, tmp_path: Path) -> None:
+def test_one_process_then_two_then_one(make_shared: MakeData, tmp_path: Path) -> None:
     """C9 1 -> 2 -> 1 ranks: the global batches are bit-equal, the end differs by rounding only."""
     folders = {name: tmp_path / name for name in ("straight", "changed", "seen-a", "seen-b")}
     for name in ("seen-a", "seen-b"):
         folders[name].mkdir()
-    go(folders["straight"], make_data(), others=(Seen(folders["seen-a"]),), revival=REVIVAL)
+    go(folders["straight"], make_shared(), others=(Seen(folders["seen-a"]),), revival=REVIVAL)
     watched = (Seen(folders["seen-b"]),)
     with pytest.raises(Stopped):
-        go(folders["changed"], make_data(), Interrupt(3), watched, revival=REVIVAL)
+        go(folders["changed"], make_shared(), Interrupt(3), watched, revival=REVIVAL)
     with pytest.raises(Exception, match="stopped by SIGTERM"):
-        go(folders["changed"], make_data(2), Interrupt(6), watched, 2, revival=REVIVAL)
-    go(folders["changed"], make_data(), others=watched, revival=REVIVAL)
+        go(folders["changed"], make_shared(2), Interrupt(6), watched, 2, revival=REVIVAL)
+    go(folders["changed"], make_shared(), others=watched, revival=REVIVAL)
     for one, other in zip(seen(folders["seen-a"]), seen(folders["seen-b"]), strict=True):
         assert torch.equal(one, other)
 
     assert_same_end(folders["straight"], folders["changed"], nearly)
 
 
-def test_another_order_of_the_data_is_refused(make_data: MakeData, tmp_path: Path) -> None:
+def test_another_order_of_the_data_is_refused(make_shared: MakeData, tmp_path: Path) -> None:
     """C9 other options change the order of the vectors: the run refuses to go on."""
     with pytest.raises(Stopped):
-        go(tmp_path, make_data(), Interrupt(2))
+        go(tmp_path, make_shared(), Interrupt(2))
     with pytest.raises(InputError, match=r"began with 128 vectors a step.*batch_size=128"):
-        go(tmp_path, make_data(batch_size=64))
+        go(tmp_path, make_shared(batch_size=64))
     with pytest.raises(InputError, match=r"hidden_states\.block_length=16 and now has 32"):
-        go(tmp_path, make_data(block_length=32))
+        go(tmp_path, make_shared(block_length=32))
     with pytest.raises(InputError, match=r"hidden_states\.cross_documents=False and now has True"):
-        go(tmp_path, make_data(cross_documents=True))
+        go(tmp_path, make_shared(cross_documents=True))
     with pytest.raises(InputError, match=r"The checkpoint has nothing for inference\.analysis"):
-        go(tmp_path, make_data(), inference=Unrolled(2, "untied"))
+        go(tmp_path, make_shared(), inference=Unrolled(2, "untied"))

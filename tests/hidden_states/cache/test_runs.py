@@ -14,7 +14,6 @@ from dictlearn.hidden_states import CachedDataModule
 from dictlearn.storage.committed import committed
 from tests.hidden_states.cache.conftest import cached
 from tests.resume.interrupted import (
-    STEPS,
     Finish,
     Interrupt,
     assert_same_end,
@@ -22,7 +21,7 @@ from tests.resume.interrupted import (
     go,
     history,
 )
-from tests.small_run import BATCH
+from tests.small_run import BATCH, STEPS
 
 
 def data(folder: Path, processes: int = 1) -> CachedDataModule:
