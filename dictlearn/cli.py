@@ -74,6 +74,11 @@ def train(arguments: list[str] | None = None) -> None:
     """Train a dictionary: ``dictlearn train`` and ``python train.py``."""
 
     def task(config: DictConfig) -> float:
+        """Train in Hydra's directory; return the held-out FVU, by which a sweep can choose.
+
+        Raises:
+            SystemExit: it was stopped, and can go on later.
+        """
         hear_signals()  # a worker of joblib has no other place to begin
         from dictlearn.multirun import own_processes
         from dictlearn.summary import show
@@ -124,6 +129,7 @@ def encode(arguments: list[str] | None = None) -> None:
     sentence, others = _sentence(sys.argv[1:] if arguments is None else arguments)
 
     def task(config: DictConfig) -> None:
+        """Print the factors of the sentence."""
         from dictlearn.summary import show_factors
 
         show_factors(config, sentence)
@@ -135,6 +141,7 @@ def cache(arguments: list[str] | None = None) -> None:
     """Write hidden states to disk: ``dictlearn cache path=FOLDER``."""
 
     def task(config: DictConfig) -> None:
+        """Make the cache, or what is missing of it."""
         from dictlearn.caching import cache as run
 
         run(config)
@@ -155,6 +162,7 @@ def evaluate(arguments: list[str] | None = None) -> None:
         )
 
     def task(config: DictConfig) -> None:
+        """Evaluate, and print the table."""
         from dictlearn.evaluation import evaluate_inference
         from dictlearn.summary import show_frontier
 
@@ -181,6 +189,13 @@ def _launch(
     composed = False
 
     def guarded(config: DictConfig) -> object:
+        """Run the task as the command was given; tell a mistake or a lost process in one sentence.
+
+        In a sweep the error is raised instead: the launcher has the other jobs to see to.
+
+        Raises:
+            SystemExit: it failed by one of them.
+        """
         nonlocal composed
         composed = True
         # Lightning starts the other ranks with this very command line and environment.
@@ -209,24 +224,29 @@ def _launch(
         if wants_trace:
             raise
         _stop(str(error), error)
-    except Exception as error:
-        # Hydra has a ValueError for `prox=3`, among others; that of a run is a fault of ours.
-        sentence = told_of_disk(error)
-        foreign = sentence or isinstance(error, HydraException | OmegaConfBaseException)
-        ours = composed and not foreign
-        if wants_trace or ours or sweep_signal() is not None:
+    except Exception as error:  # Hydra has a ValueError for `prox=3`, its launchers their own
+        if wants_trace or sweep_signal() is not None or _is_ours(error, composed):
             raise
-        if sentence:
-            _stop(sentence, error)
-        if type(error).__module__.startswith("joblib"):
-            _stop(
-                "A worker of the sweep was ended from outside, perhaps for want of memory: lower "
-                "hydra.launcher.n_jobs; the same command and hydra.sweep.dir= of before goes on."
-            )
-        _stop(explain(error, config_name, sys.argv[1:]))
+        _stop(_foreign(error, config_name), error)
     finally:
         sys.argv = command_line
         _set_trace(wants_trace)
+
+
+def _is_ours(error: Exception, composed: bool) -> bool:
+    """Tell whether it is a fault of this program: of a run, and neither of a disk nor an option."""
+    foreign = told_of_disk(error) or isinstance(error, HydraException | OmegaConfBaseException)
+    return composed and not foreign
+
+
+def _foreign(error: Exception, config_name: str) -> str:
+    """Return the sentence for an error of the disk, of a launcher, or in the command line."""
+    if type(error).__module__.startswith("joblib"):
+        return (
+            "A worker of the sweep was ended from outside, perhaps for want of memory: lower "
+            "hydra.launcher.n_jobs; the same command and hydra.sweep.dir= of before goes on."
+        )
+    return told_of_disk(error) or explain(error, config_name, sys.argv[1:])
 
 
 def _set_trace(raised: bool) -> None:

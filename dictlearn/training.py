@@ -88,7 +88,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         # What is left takes seconds: a signal waits for it, and only a second one does not.
         with StopSignals(lambda: kill_children(trainer)):
             figures = _conclude(config, trainer, learner, data, run_dir)
-    except BaseException as error:
+    except BaseException as error:  # the loggers are closed however it ends
         finish_loggers(trainer.loggers, failed=not isinstance(error, Stopped))
         wanted = isinstance(error, Stopped) and error.requeue and not in_sweep()
         if wanted and trainer.is_global_zero:

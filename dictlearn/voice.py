@@ -39,7 +39,7 @@ def one_voice(folder: Path) -> Iterator[None]:
         yield
     except Stopped:
         raise
-    except Exception as error:
+    except Exception as error:  # a run may end by any, and each has to be told once
         found = _lost(error, folder)
         vars(found or error)[_HERE] = _is_first(found is not None)
         if found is None:

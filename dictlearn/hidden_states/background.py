@@ -23,7 +23,11 @@ class Pending(Protocol[U]):
     """A result that may still be under way."""
 
     def result(self) -> U:
-        """Return the result; raises what making it raised."""
+        """Return the result, when it is there; raise what making it raised.
+
+        Raises:
+            InputError: it does not come.
+        """
         ...
 
 
@@ -44,6 +48,7 @@ class _OnDemand(Generic[T]):
         self._make = make
 
     def result(self) -> T:
+        """Make it now."""
         return self._make()
 
 
@@ -63,6 +68,7 @@ class _Awaited(Generic[T]):
         self._future, self._worker = future, worker
 
     def result(self) -> T:
+        """Wait for the thread, `PATIENCE` seconds at most; see `Pending.result`."""
         try:
             return self._future.result(PATIENCE)
         except TimeoutError:
@@ -121,7 +127,7 @@ class Background:
     def _carry_out(self, future: Future[T], make: Callable[[], T]) -> None:
         try:
             future.set_result(self._run(make))
-        except BaseException as error:
+        except BaseException as error:  # raised where the result is waited for
             future.set_exception(error)
 
     def _run(self, make: Callable[[], T]) -> T:

@@ -136,12 +136,14 @@ def _exchanged(
     """Return the codes of `exchange_pursuit` from the supports `start`, by either engine."""
 
     def compiled(rows: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
+        """Fill the values and indices of some rows; see `pursue`."""
         from dictlearn.inference.compiled.exchange import exchange
 
         tolerances = (limits.useful, limits.independent)
         exchange(b, gram, start[rows].numpy(), *options, tolerances, values, indices)
 
     def in_torch(form: Form, rows: slice) -> Pairs:
+        """Return the values and indices of some rows; see `pursue`."""
         return exchange_rows(form, k, start[rows], options, limits)
 
     return pursue(x, atoms, k, engine, compiled, in_torch)

@@ -59,6 +59,7 @@ def omp(
     start = first_support(initial, k, x)
 
     def compiled(rows: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
+        """Fill the values and indices of some rows; see `pursue`."""
         from dictlearn.inference.compiled import pursuit
 
         pursuit.omp(
@@ -96,12 +97,16 @@ def gradient_pursuit(x: Tensor, atoms: Tensor, k: int, *, engine: str = "auto") 
         k: codes kept per row.
         engine: `auto`, `torch` or `compiled`; see `omp`.
 
+    Returns:
+        k-sparse codes, with zeros where fewer atoms are of use.
+
     Raises:
         InputError: shapes, k or the engine do not fit.
     """
     x, atoms, limits = checked(x, atoms, k)
 
     def compiled(_: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
+        """Fill the values and indices of some rows; see `pursue`."""
         from dictlearn.inference.compiled import gradient
 
         gradient.gradient_pursuit(b, gram, limits.useful, values, indices)
@@ -123,6 +128,9 @@ def matching_pursuit(x: Tensor, atoms: Tensor, k: int, *, engine: str = "auto") 
         k: steps, and codes kept per row.
         engine: `auto`, `torch` or `compiled`; see `omp`.
 
+    Returns:
+        k-sparse codes, with zeros where fewer atoms are of use.
+
     Raises:
         InputError: shapes, k or the engine do not fit.
     """
@@ -135,10 +143,12 @@ def matching_sequence(x: Tensor, atoms: Tensor, k: int, engine: str = "auto") ->
     """Return what every step of `matching_pursuit` took off, in order: values, atoms, `[n, k]`.
 
     An atom may occur more than once; steps after the last useful one have value 0 and atom 0.
+    Arguments and errors are those of `matching_pursuit`.
     """
     x, atoms, limits = checked(x, atoms, k)
 
     def compiled(_: slice, b: Array, gram: Array, values: Array, indices: Array) -> None:
+        """Fill the values and indices of some rows; see `pursue`."""
         from dictlearn.inference.compiled import pursuit
 
         pursuit.matching_pursuit(b, gram, limits.useful, values, indices)

@@ -66,8 +66,8 @@ def pursue(
         atoms: `[m, d]`, unit rows.
         k: codes kept per row.
         engine: `auto`, `torch` or `compiled`.
-        compiled: writes the codes of some rows; gets the rows, `b = x Phi^T`, the Gram matrix,
-            and values (zeros) and indices (-1) to fill.
+        compiled: writes the codes of some rows; gets the rows, their `b = x Phi^T: [r, m]`, the
+            Gram matrix `[m, m]`, and values (zeros) and indices (-1) to fill, `[r, k]`.
         in_torch: returns the codes of some rows.
 
     Raises:

@@ -18,6 +18,7 @@ def answers(url: str, seconds: float) -> bool:
     answered = threading.Event()
 
     def ask() -> None:
+        """Set `answered` if the server says anything, be it an error, within `seconds`."""
         request = urllib.request.Request(url, method="HEAD")
         try:
             urllib.request.urlopen(request, timeout=seconds).close()

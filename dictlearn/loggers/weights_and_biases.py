@@ -127,7 +127,7 @@ class WandbRunLogger(WandbLogger):
                 finish_run(run, int(failed))
         except TimeoutError:
             self._give_up(f"the last upload took more than {self._upload_seconds:g} s")
-        except Exception as error:
+        except Exception as error:  # see `_is_outage`
             if not _is_outage(error):
                 raise
             self._give_up(_reason(error))
@@ -140,7 +140,7 @@ class WandbRunLogger(WandbLogger):
             return
         try:
             action()
-        except Exception as error:
+        except Exception as error:  # see `_is_outage`
             if not _is_outage(error):
                 raise
             self._give_up(_reason(error))
@@ -174,7 +174,7 @@ class WandbRunLogger(WandbLogger):
             try:
                 if obstacle is None:
                     return self._open("online")
-            except Exception as error:
+            except Exception as error:  # see `_is_outage`
                 if not _is_outage(error):
                     raise
                 obstacle = f"it could not start ({_reason(error)})"
@@ -182,7 +182,7 @@ class WandbRunLogger(WandbLogger):
             mode = "offline"
         try:
             run = self._open(mode)
-        except Exception as error:
+        except Exception as error:  # see `_is_outage`
             if not _is_outage(error):
                 raise
             log.warning("W&B cannot record this run (%s); the run goes on.", _reason(error))

@@ -59,7 +59,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException:  # a second Ctrl-C leaves nothing half written either
         temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)

@@ -233,7 +233,7 @@ class HubText:
                 return datasets.load_dataset(
                     self.path, self.subset, revision=self.revision, **options
                 )
-            except Exception as error:
+            except Exception as error:  # `datasets` has several for what is not in its cache
                 if reachable:
                     raise
                 raise InputError(

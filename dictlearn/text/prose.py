@@ -79,16 +79,25 @@ def _spoken(lines: list[str]) -> str:
 
 
 class _Blocks:
-    """Cuts the lines of a docstring into raw paragraphs; knows which blocks are not prose."""
+    """Cuts the lines of a docstring into raw paragraphs; knows which blocks are not prose.
+
+    Attributes:
+        lines: of the paragraph so far, stripped.
+        indents: columns that each of them is indented by.
+        skip: indentation below which a literal block hangs, None outside of one.
+        fenced: whether a block between fences is open.
+        doctest: whether a doctest is open: until the next empty line.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self.indents: list[int] = []
-        self.skip: int | None = None  # inside a literal block that hangs below this indentation
+        self.skip: int | None = None
         self.fenced = False
         self.doctest = False
 
     def close(self) -> Iterator[list[str]]:
+        """Yield the paragraph so far, if there is one, and begin another."""
         lines, indents = self.lines, self.indents
         self.lines, self.indents = [], []
         if not lines:
@@ -99,6 +108,7 @@ class _Blocks:
         yield lines
 
     def feed(self, line: str) -> Iterator[list[str]]:
+        """Take the next line, indented as it stands; yield the paragraph that it ends, if any."""
         text = line.strip()
         indent = len(line) - len(line.lstrip())
         if text.startswith(("```", "~~~")):
@@ -111,6 +121,7 @@ class _Blocks:
             yield from self._keep(text, indent)
 
     def _is_skipped(self, text: str, indent: int) -> bool:
+        """Tell whether a line belongs to a literal block, to what is fenced or to a doctest."""
         if self.skip is not None and indent <= self.skip:
             self.skip = None
         if text.startswith((">>>", "In [")):
@@ -118,6 +129,7 @@ class _Blocks:
         return self.fenced or self.doctest or self.skip is not None
 
     def _keep(self, text: str, indent: int) -> Iterator[list[str]]:
+        """Take a line into the paragraph, or end that, as headings, tables and the like do."""
         if text.startswith(".."):
             yield from self._directive(text, indent)
             return
@@ -138,6 +150,7 @@ class _Blocks:
         self.indents.append(indent)
 
     def _directive(self, text: str, indent: int) -> Iterator[list[str]]:
+        """Skip what hangs below a directive, unless that is speech, as of a note or a warning."""
         yield from self.close()
         match = _DIRECTIVE.match(text)
         if match is None:  # "..." that goes on with prose

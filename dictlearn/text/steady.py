@@ -67,7 +67,7 @@ def _resumed(rows: Any, size: int, place: Place | None) -> Iterator[dict[str, li
         attempts.begin()
         try:
             batch = next(found, None)
-        except Exception as error:
+        except Exception as error:  # each client has its own; `wait` raises what is no outage
             attempts.wait(error, state)
             # The place after the last whole batch: what was read of the next one comes again.
             rows.load_state_dict(state)

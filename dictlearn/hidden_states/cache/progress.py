@@ -17,10 +17,12 @@ _LOG_SECONDS = 30.0
 
 
 def _in_log(n_vectors: int) -> Progress:
+    """Return a function that logs how many there are, their speed and the minutes left."""
     began = last = time.monotonic()
     done = 0
 
     def report(vectors: int) -> None:
+        """Add `vectors`; log a line if the last one is `_LOG_SECONDS` old."""
         nonlocal last, done
         done += vectors
         now = time.monotonic()
@@ -35,6 +37,7 @@ def _in_log(n_vectors: int) -> Progress:
 
 @contextmanager
 def _on_terminal(n_vectors: int) -> Iterator[Progress]:
+    """Yield a function that moves a bar on the standard error, which goes away at the end."""
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -49,6 +52,7 @@ def _on_terminal(n_vectors: int) -> Iterator[Progress]:
         task = bar.add_task("", total=n_vectors)
 
         def report(vectors: int) -> None:
+            """Add `vectors` to the bar."""
             bar.advance(task, vectors)
 
         yield report
