@@ -110,27 +110,15 @@ def gap_of(
     """
     values, indices, _ = codes
     tiny = torch.finfo(x.dtype).tiny
-    if penalty.ridge > 0:
-        pull = -penalty.ridge * values
-        if indices is None:
-            correlation = correlation + pull
-        else:
-            correlation = correlation.scatter_add(1, indices, pull)
+    correlation = _less_ridge(correlation, codes, penalty.ridge)
     active = correlation if indices is None else correlation.gather(1, indices)
     price = penalty.price_of(codes)
-
-    reach = correlation.abs() if penalty.signed else correlation
-    if penalty.price.shape[1] == 1:
-        largest = reach.amax(-1, keepdim=True) / penalty.price.clamp_min(tiny)
-    else:
-        largest = (reach / penalty.price.clamp_min(tiny)).amax(-1, keepdim=True)
-    largest = shards.largest(largest)
-    limit = torch.where(largest > 0, 1 / largest, torch.inf)
     energy = residual.square().sum(-1, keepdim=True)
     if penalty.ridge > 0:
         energy = energy + penalty.ridge * shards.total(values.square().sum(-1, keepdim=True))
     fit = shards.total((values * active).sum(-1, keepdim=True))
-    s = ((energy + fit) / energy.clamp_min(tiny)).clamp_min(0).minimum(limit)
+    s = ((energy + fit) / energy.clamp_min(tiny)).clamp_min(0)
+    s = s.minimum(_largest_feasible(correlation, penalty, shards))
     terms = values.abs() * (price - s * values.sign() * active)
     gap = 0.5 * (1 - s).square() * energy + shards.total(terms.sum(-1, keepdim=True))
 
@@ -141,3 +129,31 @@ def gap_of(
     relative = gap.clamp_min(0) / scale.clamp_min(tiny)
     # Below, squares underflow: such rows are zero rows.
     return torch.where(scale > tiny / torch.finfo(x.dtype).eps, relative, 0.0).squeeze(-1)
+
+
+def _less_ridge(correlation: Tensor, codes: Codes, ridge: float) -> Tensor:
+    """Return `c' = c - rho a`, `[n, m]`."""
+    if ridge == 0:
+        return correlation
+    pull = -ridge * codes.values
+    if codes.indices is None:
+        return correlation + pull
+    return correlation.scatter_add(1, codes.indices, pull)
+
+
+def _largest_feasible(correlation: Tensor, penalty: Penalty, shards: Processes) -> Tensor:
+    """Return the largest `s` for which `s r` is a feasible dual point, `min_j p_j / c'_j: [n, 1]`.
+
+    Args:
+        correlation: `c': [n, m]`.
+        penalty: prices `p`.
+        shards: the processes that hold the atoms together.
+    """
+    reach = correlation.abs() if penalty.signed else correlation
+    price = penalty.price.clamp_min(torch.finfo(correlation.dtype).tiny)
+    if price.shape[1] == 1:
+        largest = reach.amax(-1, keepdim=True) / price
+    else:
+        largest = (reach / price).amax(-1, keepdim=True)
+    largest = shards.largest(largest)
+    return torch.where(largest > 0, 1 / largest, torch.inf)

@@ -53,31 +53,8 @@ def refit(
     limits = LIMITS[rows.dtype]
     fitted = values.detach().to(rows.dtype).clone(memory_format=torch.contiguous_format)
     with torch.autocast(x.device.type, enabled=False):
-        if pick(engine, x):
-            from dictlearn.inference.compiled import refit as compiled
-            from dictlearn.inference.compiled.threads import over_rows
-
-            table = atoms.contiguous().numpy()
-            arrays = [tensor.contiguous().numpy() for tensor in (rows, indices, fitted)]
-            over_rows(
-                len(rows),
-                lambda begin, end: compiled.refit(
-                    arrays[0][begin:end],
-                    table,
-                    arrays[1][begin:end],
-                    (limits.useful, limits.independent),
-                    signed,
-                    arrays[2][begin:end],
-                ),
-            )
-        else:
-            per_row = max(1, values.shape[1] * (values.shape[1] + x.shape[1]))
-            size = max(1, (CHUNK if x.device.type == "cpu" else 64 * CHUNK) // per_row)
-            for begin in range(0, len(rows), size):
-                part = slice(begin, begin + size)
-                fitted[part] = _refit_rows(
-                    rows[part], fitted[part], atoms[indices[part]], signed, limits
-                )
+        overwrite = _by_compiled_loops if pick(engine, x) else _in_torch
+        overwrite(fitted, indices, rows, atoms, signed, limits)
     fitted = fitted.to(codes.values.dtype)
     if codes.indices is not None:
         return codes._replace(values=fitted)
@@ -97,6 +74,37 @@ def _pairs(codes: Codes) -> tuple[Tensor, Tensor]:
     indices = torch.zeros(values.shape, dtype=torch.int64, device=row.device)
     values[row, slot], indices[row, slot] = codes.values[row, atom], atom
     return values, indices
+
+
+def _by_compiled_loops(
+    values: Tensor, indices: Tensor, x: Tensor, atoms: Tensor, signed: bool, limits: Limits
+) -> None:
+    """Overwrite the codes `values: [n, K]`, which are contiguous, on all threads."""
+    from dictlearn.inference.compiled import refit as compiled
+    from dictlearn.inference.compiled.threads import over_rows
+
+    table = atoms.contiguous().numpy()
+    arrays = [tensor.contiguous().numpy() for tensor in (x, indices, values)]
+    tolerances = (limits.useful, limits.independent)
+
+    def some(begin: int, end: int) -> None:
+        """Overwrite the codes of some rows."""
+        rows, chosen, fitted = (array[begin:end] for array in arrays)
+        compiled.refit(rows, table, chosen, tolerances, signed, fitted)
+
+    over_rows(len(x), some)
+
+
+def _in_torch(
+    values: Tensor, indices: Tensor, x: Tensor, atoms: Tensor, signed: bool, limits: Limits
+) -> None:
+    """Overwrite the codes `values: [n, K]`, as many rows at a time as `CHUNK` allows."""
+    k = values.shape[1]
+    per_row = max(1, k * (k + x.shape[1]))
+    size = max(1, (CHUNK if x.device.type == "cpu" else 64 * CHUNK) // per_row)
+    for begin in range(0, len(x), size):
+        part = slice(begin, begin + size)
+        values[part] = _refit_rows(x[part], values[part], atoms[indices[part]], signed, limits)
 
 
 def _refit_rows(x: Tensor, values: Tensor, chosen: Tensor, signed: bool, limits: Limits) -> Tensor:
