@@ -18,10 +18,11 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from dictlearn import processes
 from dictlearn.errors import InputError
 from dictlearn.hidden_states import DataModule, HiddenStates
 from dictlearn.learner import DictionaryLearner
-from dictlearn.update import DictionaryOptimizer, JointOptimizer
+from dictlearn.update import DictionaryOptimizer, JointOptimizer, copy_state
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +56,7 @@ class Variant(DictionaryLearner):
             mine.copy_(its)
         self.inference.forget_prices()
         self.vectors_seen = other.vectors_seen
+        copy_state(other.optimizer, self.optimizer)
 
     def log_dict(self, dictionary: Any, *args: Any, **kwargs: Any) -> None:
         """Hand the figures to the ensemble, which logs them under the name of the variant."""
@@ -188,19 +190,18 @@ class DictionaryEnsemble(pl.LightningModule):
 
     def training_step(self, batch: HiddenStates, batch_idx: int) -> Tensor:
         """Return the sum of the losses of all on the same batch."""
+        if not self.apart:
+            self._part_if_due(batch)
+        acting = self.acting.values()
         joint = self.optimizers(use_pl_optimizer=False)
         assert isinstance(joint, JointOptimizer)
-        if not self.apart:
-            self._part_if_due(batch, joint)
-        acting = self.acting.values()
         joint.acting = tuple(variant.optimizer for variant in acting)
         loss = torch.stack([variant.training_step(batch, batch_idx) for variant in acting]).sum()
         if self.apart or not isinstance(self.trainer.strategy, DDPStrategy):
             return loss
-        # Data parallel training wants every parameter in every loss: here with slope zero.
-        return loss + sum(0 * parameter.sum() for parameter in self.parameters())
+        return loss + processes.slope_zero(self)
 
-    def _part_if_due(self, batch: HiddenStates, joint: JointOptimizer) -> None:
+    def _part_if_due(self, batch: HiddenStates) -> None:
         """Let every one learn for itself from the step on that passes their common share."""
         (one,) = self.acting.values()
         seen = one.vectors_seen + len(batch.layer) * one.mesh.data.count
@@ -210,7 +211,6 @@ class DictionaryEnsemble(pl.LightningModule):
         for variant in self.parts.values():
             if variant is not one:
                 variant.go_on_from(one)
-                joint.copy_state(one.optimizer, variant.optimizer)
         log.info("The dictionaries go on each by itself from step %d", self.trainer.global_step)
 
     def validation_step(self, batch: HiddenStates, batch_idx: int) -> dict[str, Any]:

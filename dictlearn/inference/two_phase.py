@@ -175,9 +175,7 @@ class TwoPhase(Inference):
     def _lesson(self, x: Tensor, atoms: Tensor, prox: Prox, exact: Codes) -> Tensor:
         """Return what the encoder lowers in the second phase, `[n]`."""
         if self.distil == "none":
-            # Data parallel training wants every parameter in every loss: here with slope zero.
-            idle = sum(0 * parameter.sum() for parameter in self.encoder.parameters())
-            return x.new_zeros(len(x)) + idle
+            return x.new_zeros(len(x)) + processes.slope_zero(self.encoder)
         every, before = self.distil_every, processes.rank() * len(x)
         taught = torch.arange(min(-before % every, len(x) - 1), len(x), every, device=x.device)
         some, prox = x[taught], _of_rows(prox, taught)

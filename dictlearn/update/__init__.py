@@ -1,6 +1,6 @@
 """How the atoms move: update rules, their optimizers, and the schedule of their rate."""
 
-from dictlearn.update.joint import JointOptimizer
+from dictlearn.update.joint import JointOptimizer, copy_state
 from dictlearn.update.mairal import BlockCoordinate, Mairal
 from dictlearn.update.optimizers import DictionaryOptimizer, HessianDiagonal, SphereAdam
 from dictlearn.update.phased import (
@@ -38,5 +38,6 @@ __all__ = [
     "ThenHessianDiagonal",
     "UpdateRule",
     "auto_rate",
+    "copy_state",
     "lr_factor",
 ]

@@ -45,19 +45,6 @@ class JointOptimizer(torch.optim.Optimizer):
         self.zero_grad()  # of the others, which data parallel training gives gradients too
         return loss
 
-    def copy_state(self, source: DictionaryOptimizer, target: DictionaryOptimizer) -> None:
-        """Give one part what another has learned, for parameters of the same shapes.
-
-        A curvature whose age counts begins anew: the codes of another sparsity have another size.
-        """
-        for mine, its in zip(target.param_groups, source.param_groups, strict=True):
-            mine.update({key: value for key, value in its.items() if key != "params"})
-            for parameter, other in zip(mine["params"], its["params"], strict=True):
-                target.state[parameter] = copy.deepcopy(source.state[other])
-        corrected = isinstance(target, HessianDiagonal) and target.mode == "corrected"
-        if corrected and "energy" in target.state[target.atoms]:
-            target.state[target.atoms] = {}
-
     def state_dict(self) -> dict[str, Any]:
         """Return the states of the parts."""
         return {"parts": [part.state_dict() for part in self.parts]}
@@ -67,3 +54,17 @@ class JointOptimizer(torch.optim.Optimizer):
         for part, state in zip(self.parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
         self._share_groups()
+
+
+def copy_state(source: DictionaryOptimizer, target: DictionaryOptimizer) -> None:
+    """Give one optimizer what another has learned, for parameters of the same shapes.
+
+    A curvature whose age counts begins anew: the codes of another sparsity have another size.
+    """
+    for mine, its in zip(target.param_groups, source.param_groups, strict=True):
+        mine.update({key: value for key, value in its.items() if key != "params"})
+        for parameter, other in zip(mine["params"], its["params"], strict=True):
+            target.state[parameter] = copy.deepcopy(source.state[other])
+    corrected = isinstance(target, HessianDiagonal) and target.mode == "corrected"
+    if corrected and "energy" in target.state[target.atoms]:
+        target.state[target.atoms] = {}
