@@ -19,7 +19,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dictlearn.errors import InputError, nearest
+from dictlearn.errors import InputError, nearest, one_line
 
 ALLOWED_TARGETS = ("dictlearn.", "torch.optim.", "pytorch_lightning.")
 SECRETS = ("_KEY", "_TOKEN", "_SECRET", "_PASSWORD")
@@ -93,15 +93,14 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         cause = error.__cause__
         if isinstance(cause, InputError):
             raise cause from None
-        if (
-            type(cause).__name__ == "MisconfigurationException"
-        ):  # Lightning's word for a wrong value
-            raise InputError(" ".join(str(cause).split())) from None
+        # Lightning's word for a wrong value
+        if type(cause).__name__ == "MisconfigurationException":
+            raise InputError(one_line(cause)) from None
         if isinstance(cause, TypeError) and "unexpected keyword argument" in str(cause):
             raise InputError(_unexpected(cause, container)) from None
         if isinstance(cause, TypeError | ValueError | AttributeError | ArithmeticError):
             target = next(targets(container), "the object").rpartition(".")[2]
-            raise InputError(f"{target} cannot be built: {' '.join(str(cause).split())}") from None
+            raise InputError(f"{target} cannot be built: {one_line(cause)}") from None
         raise
 
 
@@ -170,7 +169,7 @@ def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str
     mistake = _mistake(error)
     if mistake is not None:
         return str(mistake)
-    text = " ".join(str(error).split())
+    text = one_line(error)
     option = re.search(r"Could not (?:find|load) '([\w/.-]+)/([^'/]+)'", text)
     if option:
         return _unknown_option(option.group(1), option.group(2))
@@ -198,7 +197,7 @@ def _mistake(error: BaseException | None) -> InputError | None:
 def _unresolved(error: OmegaConfBaseException) -> str:
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} has no value: give it as {error.full_key}=VALUE."
-    return " ".join(str(error).split())
+    return one_line(error)
 
 
 def _needed(key: str) -> str:

@@ -50,6 +50,11 @@ def told_of_disk(error: BaseException) -> str | None:
     return None
 
 
+def one_line(error: object) -> str:
+    """Return what an error, or another object, says, on one line."""
+    return " ".join(str(error).split())
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """Return `` Did you mean 'x'?`` for the closest of `names`, or an empty string."""
     found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)

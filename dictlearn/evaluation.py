@@ -16,7 +16,7 @@ from yaml import YAMLError
 from dictlearn.begun import config_of
 from dictlearn.codes import Codes
 from dictlearn.configuration import build, plain
-from dictlearn.errors import InputError, choice, number, whole_number
+from dictlearn.errors import InputError, choice, number, one_line, whole_number
 from dictlearn.explorer.frontier_page import FrontierPage, Mark, render
 from dictlearn.hidden_states import (
     CachedDataModule,
@@ -142,7 +142,7 @@ def _data(run: Path, trained: TrainedDictionary) -> DataModule:
     try:
         made = kept or OmegaConf.load(path)
     except (OSError, YAMLError) as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}.") from None
+        raise InputError(f"{path} is damaged: {one_line(error)}.") from None
     if not isinstance(made, DictConfig):
         raise InputError(f"{path} is no config of a run.")
     made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)

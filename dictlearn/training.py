@@ -27,7 +27,7 @@ from dictlearn.cluster import check_world, environments, meet_again
 from dictlearn.composing import compose, compose_several, told_of
 from dictlearn.configuration import build, known_keys, plain, redacted
 from dictlearn.ensemble import DictionaryEnsemble, learners
-from dictlearn.errors import NO_ROOM, InputError, Stopped, nearest, number, whole_number
+from dictlearn.errors import NO_ROOM, InputError, Stopped, nearest, number, one_line, whole_number
 from dictlearn.hidden_states import DataModule
 from dictlearn.learner import DictionaryLearner
 from dictlearn.loggers import finish_loggers, log_artifact, log_config
@@ -94,7 +94,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         if wanted and trainer.is_global_zero:
             requeue()
         if isinstance(error, MisconfigurationException):
-            raise InputError(" ".join(str(error).split())) from error
+            raise InputError(one_line(error)) from error
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise InputError(
                 f"{run_dir} cannot be written ({error.strerror}): make room on that disk, then go "

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dictlearn.errors import InputError, choice, whole_number
+from dictlearn.errors import InputError, choice, one_line, whole_number
 from dictlearn.text import readers
 from dictlearn.text.documents import (
     Document,
@@ -44,7 +44,7 @@ def _reason(error: Exception) -> str:
     """Return the innermost cause of an error of `datasets` on one line."""
     while isinstance(error.__cause__, Exception):
         error = error.__cause__
-    return (" ".join(str(error).split()) or type(error).__name__)[:300].rstrip(".")
+    return (one_line(error) or type(error).__name__)[:300].rstrip(".")
 
 
 def _download(path: str) -> str:

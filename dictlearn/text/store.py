@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from dictlearn.errors import InputError
+from dictlearn.errors import InputError, one_line
 
 _CHUNK = 1 << 22  # tokens counted at once
 
@@ -158,7 +158,7 @@ def open_store(path: Path) -> TokenStore:
             raise ValueError("its files do not belong together")
     except Exception as error:  # numpy reads a header as Python does, and fails in as many ways
         raise InputError(
-            f"the tokenised text in {path} is damaged ({' '.join(str(error).split())}): delete "
-            "that folder and run again."
+            f"the tokenised text in {path} is damaged ({one_line(error)}): delete that folder and "
+            "run again."
         ) from error
     return TokenStore(tokens, offsets, ids, hashes, meta, path)

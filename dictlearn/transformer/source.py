@@ -187,7 +187,7 @@ class Source:
         except Exception as error:  # every transport of the hub has its own kinds of failure
             raise InputError(
                 f"transformer.path={self.path} is no folder here and the model hub does not answer"
-                f" ({_first_line(error)}): {offline}.{_neighbour(Path(self.path))}"
+                f" ({first_line(error)}): {offline}.{_neighbour(Path(self.path))}"
             ) from error
 
 
@@ -256,7 +256,7 @@ def _told(path: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # a broken file fails in any way, down to IndexError in a pickle
         raise InputError(
-            f"transformer.path={path}: {what} cannot be read from it: {_first_line(error)}"
+            f"transformer.path={path}: {what} cannot be read from it: {first_line(error)}"
         ) from error
 
 
@@ -284,5 +284,6 @@ def _can_leave_out_pooler(config: PretrainedConfig) -> bool:
     return inspect.isclass(found) and "add_pooling_layer" in inspect.signature(found).parameters
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its kind, in 200 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dictlearn.errors import InputError
+from dictlearn.transformer.source import first_line
 
 _log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ class TappedModel:
             result = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=True)
         except (TypeError, ValueError) as error:
             raise InputError(
-                f"transformer.path={path} does not run on token ids alone ({_first_line(error)}):"
+                f"transformer.path={path} does not run on token ids alone ({first_line(error)}):"
                 " give a BERT-type encoder or a GPT-type decoder."
             ) from error
         own = result.hidden_states
@@ -155,7 +156,3 @@ def _hooked(hooks: dict[nn.Module, Callable[..., None]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

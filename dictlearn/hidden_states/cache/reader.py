@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dictlearn.errors import InputError
+from dictlearn.errors import InputError, one_line
 from dictlearn.hidden_states.batch import TokenStates
 from dictlearn.hidden_states.cache import manifest as manifests
 from dictlearn.hidden_states.cache.shards import mapped
@@ -175,5 +175,5 @@ def _whole_numbers(path: Path) -> Integers:
 
 
 def _damaged(path: Path, why: object) -> InputError:
-    reason = " ".join(str(why).split())[:150].rstrip(".")
+    reason = one_line(why)[:150].rstrip(".")
     return InputError(f"{path} of the cache is damaged ({reason}): make the cache anew.")
