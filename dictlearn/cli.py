@@ -27,6 +27,7 @@ from dictlearn.configuration import config_dir, explain
 from dictlearn.errors import InputError, Lost, Stopped, nearest, told_of_disk
 from dictlearn.launch import (
     advice,
+    has_checkpoint,
     is_main_process,
     launched,
     only_writer,
@@ -106,7 +107,7 @@ def train(arguments: list[str] | None = None) -> None:
                 put_options_back(folder)
             raise
         except Stopped as stopped:
-            if not in_sweep() or any(folder.glob("checkpoints/*.ckpt")):
+            if not in_sweep() or has_checkpoint(folder):
                 tell(f"{stopped}; go on with: python train.py run={folder} resume=true")
             return leave(stopped)
         if is_main_process():
@@ -280,7 +281,7 @@ def _no_half_made_run(folder: Path) -> Iterator[None]:
     try:
         yield
     except (InputError, OmegaConfBaseException):
-        if fresh and is_main_process() and not any(folder.glob("checkpoints/*.ckpt")):
+        if fresh and is_main_process() and not has_checkpoint(folder):
             shutil.rmtree(folder, ignore_errors=True)
             for parent in (folder.parent, folder.parent.parent):
                 if parent.is_relative_to(Path.cwd() / "outputs"):

@@ -69,6 +69,11 @@ def world() -> World | None:
     return World("SLURM", tasks, _count("SLURM_NNODES", 1))
 
 
+def has_checkpoint(run_dir: Path) -> bool:
+    """Tell whether there is anything to go on from in a run directory."""
+    return any(run_dir.glob("checkpoints/*.ckpt"))
+
+
 def launched(what: str, otherwise: object) -> object:
     """Return how many ``devices`` (processes of a node) or ``nodes`` a launcher started.
 

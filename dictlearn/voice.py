@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dictlearn.errors import Lost, Stopped
-from dictlearn.launch import is_main_process, say, world
+from dictlearn.errors import Lost, Stopped, one_line
+from dictlearn.launch import has_checkpoint, is_main_process, say, world
 
 _GONE = re.compile(
     r"connection (closed|reset|refused)|broken pipe|timed out|application timeout|ncclRemoteError",
@@ -41,7 +41,7 @@ def one_voice(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:  # a run may end by any, and each has to be told once
         found = _lost(error, folder)
-        vars(found or error)[_HERE] = _is_first(found is not None)
+        setattr(found or error, _HERE, _is_first(found is not None))
         if found is None:
             raise
         raise found from error
@@ -49,8 +49,13 @@ def one_voice(folder: Path) -> Iterator[None]:
 
 def tell_failure(sentence: str, error: Exception | None) -> None:
     """Say on the standard error why this process ends, unless another process says it."""
-    if vars(error).get(_HERE, is_main_process()) if error else is_main_process():
-        say(_whose() + sentence)
+    if not getattr(error, _HERE, is_main_process()):
+        return
+    if not is_main_process() and _store() is not None:
+        from torch import distributed
+
+        sentence = f"rank {distributed.get_rank()}: {sentence}"
+    say(sentence)
 
 
 def leave_behind(error: Lost) -> NoReturn:
@@ -69,10 +74,9 @@ def _lost(error: Exception, folder: Path) -> Lost | None:
     """Return what an error says of another process of the run, if it does."""
     from torch import distributed
 
-    text = " ".join(str(error).split())
-    talking = isinstance(error, distributed.DistError) or (
-        isinstance(error, RuntimeError) and "gloo" in text
-    )
+    text = one_line(error)
+    gloo = isinstance(error, RuntimeError) and "gloo" in text  # it has no kind of its own
+    talking = gloo or isinstance(error, distributed.DistError)
     found = _GONE.search(text) if talking else None
     if found is None:
         return None
@@ -80,7 +84,7 @@ def _lost(error: Exception, folder: Path) -> Lost | None:
     going_on = f"; go on with: python train.py run={folder} resume=true"
     return Lost(
         f"Another process of this run has ended, or does not answer ({reason}). What it said, if "
-        f"anything, is above{going_on if any(folder.glob('checkpoints/*.ckpt')) else ''}"
+        f"anything, is above{going_on if has_checkpoint(folder) else ''}"
     )
 
 
@@ -108,12 +112,3 @@ def _store() -> Any:
     if not (distributed.is_available() and distributed.is_initialized()):
         return None
     return distributed.distributed_c10d._get_default_store()
-
-
-def _whose() -> str:
-    """Name this process if it is not the main one."""
-    if is_main_process() or _store() is None:
-        return ""
-    from torch import distributed
-
-    return f"rank {distributed.get_rank()}: "
