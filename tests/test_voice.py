@@ -88,3 +88,15 @@ def test_a_process_that_fails_alone_before_they_have_met_tells(
     tell_failure("of all", InputError("of all"))
     tell_failure("of one", fail(InputError("of one"), tmp_path))
     assert capsys.readouterr().err == "dictlearn: of one\n"
+
+
+def test_a_process_that_is_not_the_main_one_says_which_it_is(
+    together: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(distributed, "get_rank", lambda: 5)  # on another node
+    tell_failure("of one", fail(InputError("of one"), tmp_path))
+    assert capsys.readouterr().err == "dictlearn: rank 5: of one\n"

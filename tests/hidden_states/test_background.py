@@ -29,12 +29,13 @@ def test_a_reader_that_hangs_ends_the_run(
     and what was saved is there.
     """
     extract, answer, calls = Extractor.extract, threading.Event(), 0
+    came_back: list[bool] = []
 
     def hanging(self: Extractor, numbers: Any) -> Any:
         nonlocal calls
         calls += threading.current_thread().name == "hidden_states"
         if calls == 7:
-            answer.wait()
+            came_back.append(answer.wait(30))
         return extract(self, numbers)
 
     monkeypatch.setattr(Extractor, "extract", hanging)
@@ -44,6 +45,7 @@ def test_a_reader_that_hangs_ends_the_run(
     trainer = small_trainer(tmp_path, [saver], enable_checkpointing=True)
     with pytest.raises(InputError, match=SAID):
         trainer.fit(small_learner(data), datamodule=data)
+    assert not came_back, "the run has waited for the thread"
     assert 0 < trainer.global_step < 20
     saved = committed(tmp_path / "checkpoints")[0].step
     assert 0 <= trainer.global_step - saved <= 1  # Lightning asks for a batch ahead
