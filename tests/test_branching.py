@@ -197,12 +197,13 @@ def test_thresholds_are_fitted_anew_to_another_number_of_codes(
     assert float(watch.steps[COMMON - 1]["k8"][key]) == middle
 
 
+@pytest.mark.parametrize(("common", "l0"), [(COMMON, 2 * COUNTS["k4"]), (10, COUNTS["k4"])])
 def test_a_price_is_found_anew(
-    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
+    common: int, l0: int, make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
 ) -> None:
-    """The exact codes of the first step of its own are as many as the variant asks for."""
+    """The codes of its first own step, l1 codes or those to use, are as many as it asks for."""
     data, counted = make_shared(), []
-    ensemble = ensemble_of(data, "two_phase")
+    ensemble = ensemble_of(data, "two_phase", at=common / STEPS)
     inference = ensemble.parts["k4"].inference
     observe = inference.observe
 
@@ -212,8 +213,8 @@ def test_a_price_is_found_anew(
 
     inference.observe = counting  # type: ignore[method-assign]
     fit(tmp_path, ensemble, data)
-    assert len(counted) == STEPS - COMMON
-    assert counted[0] == pytest.approx(2 * COUNTS["k4"], rel=0.15)
+    assert len(counted) == STEPS - common
+    assert counted[0] == pytest.approx(l0, rel=0.15)
 
 
 def go(
