@@ -82,6 +82,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     refuse_finished(checkpoint, data.n_steps(data_processes(trainer)), run_dir)
     for callback in _saving(trainer):
         callback.also.append(lambda: _save(run_dir, learner, data, {}))
+        callback.ends_process = not in_sweep()
     try:
         log_config(trainer.loggers, values)
         trainer.fit(learner, datamodule=data, ckpt_path=checkpoint and checkpoint.path)

@@ -11,18 +11,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.callbacks.variants import ForVariant
 from dictlearn.dictionary import Dictionary
 from dictlearn.ensemble import DictionaryEnsemble, Variant, learners
-from dictlearn.errors import InputError, Stopped
+from dictlearn.errors import InputError
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.inference import ExchangePursuit, TwoPhase, Unrolled, WorkingSet
 from dictlearn.learner import DictionaryLearner
-from dictlearn.loggers.csv import CsvLogger
 from dictlearn.prox import BatchTopK, Jump, Soft, TopK
-from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.update import (
     Adam,
     FirstAdam,
@@ -31,7 +28,6 @@ from dictlearn.update import (
     Phased,
     ThenHessianDiagonal,
 )
-from tests.resume.interrupted import Interrupt, assert_same_end, equal, finish, history
 from tests.small_run import BATCH, STEPS, small_trainer
 
 COMMON = 6
@@ -215,51 +211,6 @@ def test_a_price_is_found_anew(
     fit(tmp_path, ensemble, data)
     assert len(counted) == STEPS - common
     assert counted[0] == pytest.approx(l0, rel=0.15)
-
-
-def go(
-    folder: Path, kind: str, data: HiddenStateDataModule, *others: pl.Callback, at: float = 0.5
-) -> None:
-    found = checkpoint_to_go_on_from(folder, "auto")
-    trainer = small_trainer(
-        folder,
-        [*revivals(), RunCheckpoints(folder, every_minutes=None), *others],
-        enable_checkpointing=True,
-        logger=CsvLogger(folder),
-        limit_val_batches=1.0,
-        val_check_interval=4,
-        log_every_n_steps=2,
-    )
-    module = ensemble_of(data, kind, at)
-    trainer.fit(module, datamodule=data, ckpt_path=None if found is None else found.path)
-    finish(trainer)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_stopped_run_ends_bit_equal(
-    kind: str, make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
-) -> None:
-    go(tmp_path / "straight", kind, make_shared())
-    stops = [Interrupt(2), Interrupt(4, in_validation=True), Interrupt(COMMON)]
-    for stop in (*stops, Interrupt(COMMON + 1)):
-        with pytest.raises(Stopped, match=f"SIGTERM after step {stop.step}"):
-            go(tmp_path / "stopped", kind, make_shared(), stop)
-    go(tmp_path / "stopped", kind, make_shared())
-    assert_same_end(tmp_path / "straight", tmp_path / "stopped", equal)
-    assert history(tmp_path / "straight") == history(tmp_path / "stopped")
-
-
-def test_those_that_have_parted_stay_apart_and_that_is_said(
-    make_shared: Callable[..., HiddenStateDataModule],
-    tmp_path: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    with pytest.raises(Stopped):
-        go(tmp_path, "topk", make_shared(), Interrupt(2), at=0.0)
-    watch = Watch()
-    go(tmp_path, "topk", make_shared(), watch)
-    assert all(set(COUNTS) == names for names in watch.validated)
-    assert [entry for entry in caplog.messages if entry.startswith("branch_at=0.5 changes nothing")]
 
 
 class Keep(pl.Callback):

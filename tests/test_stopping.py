@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from dictlearn import stopping
+from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.signals import StopSignals
 from dictlearn.errors import Stopped
 from dictlearn.stopping import (
@@ -148,3 +150,16 @@ def test_a_sweep_that_fails_by_itself_fails(heard: list[int]) -> None:
 
     with pytest.raises(KeyError, match="ours"):
         sweep(launch)
+
+
+@pytest.mark.parametrize(("ends", "error"), [(True, Stopped), (True, ValueError), (False, Stopped)])
+def test_a_process_that_ends_with_its_run_listens_until_then(
+    ends: bool, error: type[Exception], heard: list[int], tmp_path: Path
+) -> None:
+    """C5 a second Ctrl-C while a stopped run is taken apart: no trace of Python's."""
+    saver, nothing = RunCheckpoints(tmp_path), cast(Any, None)
+    saver.ends_process = ends
+    with saver._signals:
+        saver.on_exception(nothing, nothing, error(""))
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard == ([] if (ends, error) == (True, Stopped) else [signal.SIGINT])

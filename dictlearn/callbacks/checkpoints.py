@@ -36,26 +36,24 @@ _ENDINGS = {BEFORE: "-unvalidated", AFTER: "", FINISHED: "-finished"}
 class RunCheckpoints(Checkpoint):
     """Saves everything that is needed to go on exactly, and stops the run when it is asked to.
 
-    A run is saved every so many steps and minutes, before and after every validation, at the end,
-    and when a signal asks it to stop (SIGTERM, SIGINT, SIGUSR1). Then all processes save at the
-    same step and end by `Stopped`; a second signal ends a process at once. Checkpoints are
-    written atomically and count once their manifest is there (`storage.committed`).
+    A run is saved every so many steps and minutes, around every validation, at the end, and when
+    a signal (SIGTERM, SIGINT, SIGUSR1) asks it to stop: all processes save at the same step and end
+    by `Stopped`; a second signal ends a process at once. Checkpoints count with their manifest.
 
     Args:
         run_dir: the run directory; checkpoints lie in ``checkpoints/`` below it.
         every_steps: training steps between checkpoints; None: none for the sake of steps.
         every_minutes: minutes between checkpoints; None: none for the sake of time.
-        keep: checkpoints that are kept, the newest ones, beside the best; at least 2, because
-            the newest may turn out to be damaged.
+        keep: newest checkpoints kept beside the best; at least 2, one may turn out damaged.
         monitor: the held-out figure by which the best checkpoint is chosen; None: none is.
         mode: whether the best is the `min` or the `max`.
-        max_failures: checkpoints in a row that could not be written (a full disk) after which
-            the run ends.
+        max_failures: checkpoints in a row that fail (a full disk) before the run ends.
         requeue: whether a job of SLURM is put back into the queue when SIGUSR1 announces its end.
 
     Attributes:
         also: what else is done at every checkpoint, after it counts; called by all processes.
         saving: how long saving has taken so far, with what else is written.
+        ends_process: whether the process ends with a run that is stopped, and listens to its end.
 
     Raises:
         InputError: a value is not allowed.
@@ -83,6 +81,7 @@ class RunCheckpoints(Checkpoint):
         self.requeue = requeue
         self.also: list[Callable[[], object]] = []
         self.saving = Stopwatch()
+        self.ends_process = False
         self._signals = StopSignals()
         self._agreement: Agreement | None = None
         self._best: float | None = None
@@ -162,8 +161,9 @@ class RunCheckpoints(Checkpoint):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Let the signals go."""
-        self._leave()
+        """Let the signals go, if anything comes after this."""
+        if not (self.ends_process and isinstance(exception, Stopped)):
+            self._leave()
 
     def finish(self, trainer: pl.Trainer) -> None:
         """Save the last state of a run, after its last validation; called by all processes."""
