@@ -32,7 +32,6 @@ RECIPES = {
     "the same, 2 processes": ["experiment=topk_sae", "trainer=ddp_cpu"],
     "default (two_phase)": [],
 }
-TURNS = ("false", "true", "true", "false")
 
 
 def run(place: Path, vectors: int, *overrides: str) -> Path:
@@ -80,12 +79,12 @@ def overlap(place: Path, arguments: argparse.Namespace) -> dict[str, Cell]:
         if arguments.device == "cuda" and "trainer=ddp_cpu" in overrides:
             continue
         measured: dict[str, list[tuple[float, ...]]] = {"false": [], "true": []}
-        for prefetch in TURNS:
+        for prefetch in arguments.turns:
             given = [f"trainer={arguments.trainer}", *overrides]
             out = run(place, arguments.vectors, *given, f"hidden_states.prefetch={prefetch}")
             measured[prefetch].append(speed_and_shares(out))
         mean = {
-            prefetch: [sum(cells) / 2 for cells in zip(*runs, strict=True)]
+            prefetch: [sum(cells) / len(cells) for cells in zip(*runs, strict=True)]
             for prefetch, runs in measured.items()
         }
         for prefetch, (speed, extraction, waiting) in mean.items():
@@ -119,9 +118,11 @@ def main(given: list[str] | None = None) -> None:
     parser.add_argument("--quick", action="store_true", help="to see that it runs")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args(given)
+    arguments.turns = ("false", "true", "true", "false")
     arguments.trainer = "gpu" if arguments.device == "cuda" else "cpu"
     if arguments.quick:
         arguments.vectors, arguments.n_atoms = 20_480, [256]
+        arguments.turns = ("false", "true")
     print(machine(arguments.device, threads=2), flush=True)
     with tempfile.TemporaryDirectory() as folder:
         found = saving(Path(folder), arguments) | overlap(Path(folder), arguments)

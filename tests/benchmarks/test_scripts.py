@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from benchmarks import (
     exact_learning,
     frontier,
     gram_descent,
+    guards,
     layers,
     methods,
     ours,
@@ -250,8 +253,18 @@ def test_running_times_checkpoints_and_overlap(tmp_path: Path) -> None:
     running.main(["--quick", "--json", str(tmp_path / "figures.json")])
     found = figures(tmp_path)
     assert 0 < found["saving/256/share"] < 0.1
-    assert found["overlap/topk_sae/false/share"] < 0.2
-    assert found["overlap/default/true/vectors_per_second"] > 0
+    assert found["overlap/TopK autoencoder/false/share"] < 0.2
+    assert found["overlap/default (two_phase)/true/vectors_per_second"] > 0
+
+
+@pytest.mark.slow
+def test_what_guards_and_outages_cost_is_measured(tmp_path: Path) -> None:
+    command = [sys.executable, guards.__file__, "--quick"]  # it puts stopwatches into the library
+    subprocess.run([*command, "--json", str(tmp_path / "figures.json")], check=True, timeout=500)
+    found = figures(tmp_path)
+    assert 0 < found["guards/default (two_phase)/share"] < 0.1
+    assert found["outage/nothing happens/step_time"] == 1
+    assert found["outage/goes away/step_time"] > 0
 
 
 @pytest.mark.slow
