@@ -140,7 +140,7 @@ _HEAD = """\
 Every line is a test that injects the fault and checks the promise. Made from the docstrings of the
 tests by `python -m tests.reliability.table`; do not edit.
 
-- fast: part of `make test`, together less than a minute on two cores:
+- fast: part of `make test`, together less than a minute on two cores (and a third to be found):
   `python -m pytest -n 2 -m "fault and not run and not slow"`
 - run: whole runs, many of them to be equal, stopped or not, on one process or two; part of
   `make test`, too: `python -m pytest -n 2 -m "run and not slow"`
