@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from dictlearn.begun import figures_of_the_same, going_on, put_options_back
-from dictlearn.configuration import config_dir, explain
+from dictlearn.configuration import config_dir, explain, spelled_out
 from dictlearn.errors import InputError, Lost, Stopped, nearest, told_of_disk
 from dictlearn.launch import (
     advice,
@@ -46,7 +46,7 @@ dictlearn: learn a dictionary of transformer factors, and look at them
   dictlearn train  [group=option key=value ...]   text -> hidden states -> dictionary (= python train.py)
   dictlearn train  run=DIR resume=true            go on with a run that was broken off
   dictlearn encode run=DIR text="..." [top=5]     the strongest factors of every token, layer by layer
-  dictlearn cache  path=FOLDER [key=value ...]    hidden states to disk; then hidden_states=cached hidden_states.path=FOLDER
+  dictlearn cache  path=FOLDER [key=value ...]    hidden states to disk; then hidden_states=cached path=FOLDER
   dictlearn evaluate inference run=DIR            FVU against L0, time and gap of several inferences
 
   dictlearn COMMAND --help                        groups, options and keys of a command
@@ -116,7 +116,7 @@ def train(arguments: list[str] | None = None) -> None:
 
     hear_signals()  # a rank of a job of a sweep
     try:
-        line = going_on(sys.argv[1:] if arguments is None else arguments)
+        line = spelled_out(going_on(sys.argv[1:] if arguments is None else arguments))
     except InputError as error:
         _stop(str(error))
     if sweeps(line):

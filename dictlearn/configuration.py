@@ -158,6 +158,17 @@ def groups() -> list[str]:
     return sorted(path.name for path in Path(config_dir()).iterdir() if path.is_dir())
 
 
+def spelled_out(arguments: list[str]) -> list[str]:
+    """Return a command line of training without its short form.
+
+    Beside ``hidden_states=cached`` a ``path=`` is ``hidden_states.path=``, as in ``dictlearn cache
+    path=FOLDER``.
+    """
+    if "hidden_states=cached" not in arguments:
+        return arguments
+    return [f"hidden_states.{one}" if one.startswith("path=") else one for one in arguments]
+
+
 def explain(error: Exception, config_name: str, arguments: Sequence[str]) -> str:
     """Turn an error of Hydra or OmegaConf into one sentence, with the nearest valid name.
 
