@@ -16,8 +16,12 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds before each further attempt; a batch that arrives starts them anew."""
 
 ENOUGH = 60.0
-"""Seconds without a row after which there is no further attempt. One may take longer itself: the
-hub's client asks a server that is silent for 10 s again, six times in all."""
+"""Seconds without a row: there is no further attempt that would end later than that, if it takes as
+long as the one before."""
+
+SILENCE = 5
+"""Seconds for which the hub's client waits for an answer, where the user has not said. It asks six
+times by itself, with 23 s of waits: its own 10 s would make that 83."""
 
 # What their modules begin with: newer versions are called httpx2 and the like.
 _CLIENTS = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
@@ -84,11 +88,12 @@ class _Attempts:
     """Counts failures in a row, and waits longer after each."""
 
     def __init__(self, rows: int) -> None:
-        self.rows, self._failures, self._began = rows, 0, 0.0
+        self.rows, self._failures, self._began, self._asked = rows, 0, 0.0, 0.0
 
     def begin(self) -> None:
+        self._asked = time.monotonic()
         if self._failures == 0:
-            self._began = time.monotonic()
+            self._began = self._asked
 
     def succeeded(self, n_rows: int) -> None:
         self.rows += n_rows
@@ -98,9 +103,10 @@ class _Attempts:
         """Wait before the next attempt; raise the error if another one would not help."""
         if not is_outage(error):
             raise error
-        if self._failures == len(WAITS) or time.monotonic() - self._began > ENOUGH:
+        seconds = WAITS[self._failures] if self._failures < len(WAITS) else ENOUGH
+        now = time.monotonic()
+        if now - self._began + seconds + now - self._asked > ENOUGH:
             raise Interrupted(Place(self.rows, state)) from error
-        seconds = WAITS[self._failures]
         self._failures += 1
         logger.warning(
             "the network failed after row %d (%s): attempt %d of %d in %g s",
@@ -132,15 +138,21 @@ def _is_stream(rows: Any) -> bool:
 
 @contextmanager
 def _own_attempts_only() -> Iterator[None]:
-    """Keep `datasets` from asking 20 times on its own: together that would take a quarter hour."""
+    """Keep `datasets` from asking 20 times on its own, and the hub's client from long silences:
+    together that would take a quarter hour.
+    """  # noqa: D205
     from datasets import config
+    from huggingface_hub import constants
 
     names = [name for name in vars(config) if name.startswith("STREAMING_") and "RETR" in name]
-    before = {name: getattr(config, name) for name in names}
-    for name in before:
+    before = [(config, name, getattr(config, name)) for name in names]
+    for name in names:
         setattr(config, name, int(name.endswith("MAX_RETRIES")))
+    if constants.HF_HUB_DOWNLOAD_TIMEOUT == constants.DEFAULT_DOWNLOAD_TIMEOUT:
+        before.append((constants, "HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT))
+        constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE
     try:
         yield
     finally:
-        for name, value in before.items():
-            setattr(config, name, value)
+        for module, name, value in before:
+            setattr(module, name, value)
