@@ -161,8 +161,8 @@ class Source:
         with _told(self.path, what):
             try:
                 return load(name, local_files_only=True, **options)
-            except Exception:  # not in the cache, which transformers says in several ways
-                if self.folder is not None:
+            except Exception as error:  # not in the cache, which transformers says in several ways
+                if self.folder is not None or isinstance(error, MemoryError):
                     raise
             self._ask_hub()
             return load(name, local_files_only=False, **options)

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from transformers import T5Config, ViTConfig
+from transformers import AutoConfig, T5Config, ViTConfig
 
 from dictlearn.errors import InputError
 from dictlearn.transformer import FrozenTransformer
@@ -170,6 +170,18 @@ def test_an_unreachable_hub_is_told_at_once_with_the_way_around(path: str) -> No
     with pytest.raises(InputError, match=r"does not answer .* set transformer.path=FOLDER"):
         FrozenTransformer(path)
     assert time.monotonic() - started < 15
+
+
+@pytest.mark.usefixtures("without_network")
+def test_full_memory_is_not_taken_for_a_model_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any, **__: Any) -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(AutoConfig, "from_pretrained", full)
+    with pytest.raises(MemoryError):
+        FrozenTransformer("nobody/some-model")
 
 
 @pytest.mark.usefixtures("without_network")
