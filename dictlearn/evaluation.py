@@ -146,6 +146,7 @@ def _data(run: Path, trained: TrainedDictionary) -> DataModule:
     if not isinstance(made, DictConfig):
         raise InputError(f"{path} is no config of a run.")
     made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)
+    made.hidden_states.prefetch = True  # whatever a version before this one knew beside yes and no
     options = build(made.hidden_states)
     data: DataModule
     if isinstance(options, CachedOptions):

@@ -86,7 +86,7 @@ def run(place: Path, without_transformers: Path) -> Path:
         "    heavy = {'transformers', 'tokenizers', 'datasets'}\n"
         "    print('IMPORTED', sorted(heavy & set(sys.modules)))\n"
     )
-    overrides = ["hidden_states=cached", "hidden_states.path=cache", *TINY, "hydra.run.dir=run"]
+    overrides = ["hidden_states=cached", "path=cache", *TINY, "hydra.run.dir=run"]
     said = told(place, "-S", "-c", code, *overrides)
     assert "IMPORTED []" in said
     assert "no transformer is needed" in said
@@ -136,6 +136,10 @@ def test_inferences_are_compared_on_the_held_out_vectors_of_the_cache(
     run: Path, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(place)
+    options = run / ".hydra" / "begun.yaml"
+    assert "prefetch: true" in options.read_text()
+    before = options.read_text().replace("prefetch: true", "prefetch: auto")  # of older versions
+    options.write_text(before)
     cli.evaluate(["inference", f"run={run}", "methods=[omp]", "l0=[8]", "vectors=300"])
     figures = json.loads((run / "evaluation" / "inference.json").read_text())
     assert 0 < figures["points"][0]["fvu"] < 1
