@@ -262,7 +262,8 @@ def test_what_guards_and_outages_cost_is_measured(tmp_path: Path) -> None:
     command = [sys.executable, guards.__file__, "--quick"]  # it puts stopwatches into the library
     subprocess.run([*command, "--json", str(tmp_path / "figures.json")], check=True, timeout=500)
     found = figures(tmp_path)
-    assert 0 < found["guards/default (two_phase)/share"] < 0.1
+    assert 0 < found["guards/default (two_phase)/hidden_states/share"] < 0.1
+    assert 0 < found["guards/default (two_phase)/gradients/share"] < 0.1
     assert found["outage/nothing happens/step_time"] == 1
     assert found["outage/goes away/step_time"] > 0
 
