@@ -54,6 +54,8 @@ class Variant(DictionaryLearner):
         """Take over what another one has learned; how many codes it wants is its own matter."""
         for mine, its in zip(_tensors(self), _tensors(other), strict=True):
             mine.copy_(its)
+        if self.price is not None and other.price is not None:
+            self.price.go_on_from(other.price)
         self.inference.forget_prices()
         self.vectors_seen = other.vectors_seen
         copy_state(other.optimizer, self.optimizer)

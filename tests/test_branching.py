@@ -42,6 +42,8 @@ def parts(kind: str, k: int) -> dict[str, Any]:
     if kind == "jump":
         one = Unrolled(1, "untied")
         return {"prox": Jump(0.1, target_l0=float(k)), "inference": one, "update": Adam()}
+    if kind == "steered":
+        return {"prox": Soft(0.1, target_l0=float(k)), "inference": WorkingSet(), "update": Adam()}
     if kind in ("seed_rule", "mairal"):
         rule = Mairal() if kind == "mairal" else HessianDiagonalRule(mode="seed", floor=0.01)
         return {"prox": Soft(k / 100), "inference": WorkingSet(), "update": rule}
@@ -191,6 +193,18 @@ def test_thresholds_are_fitted_anew_to_another_number_of_codes(
     few, middle, many = (float(watch.steps[COMMON][name][key]) for name in COUNTS)
     assert many < middle < few
     assert float(watch.steps[COMMON - 1]["k8"][key]) == middle
+
+
+def test_a_steered_price_begins_near_its_own_target(
+    make_shared: Callable[..., HiddenStateDataModule], tmp_path: Path
+) -> None:
+    watch, data = Watch(), make_shared()
+    fit(tmp_path, ensemble_of(data, "steered"), data, watch)
+    key = "price.lambda_"
+    common = float(watch.steps[COMMON - 1]["k8"][key])
+    for name, k in COUNTS.items():
+        own = float(watch.steps[COMMON][name][key])  # moved by a step since
+        assert own / common == pytest.approx((8 / k) ** 0.5, rel=0.12), name
 
 
 @pytest.mark.parametrize(("common", "l0"), [(COMMON, 2 * COUNTS["k4"]), (10, COUNTS["k4"])])

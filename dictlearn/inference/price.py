@@ -46,6 +46,10 @@ class Price(nn.Module):
         self.gain = gain
         self.register_buffer("lambda_", torch.tensor(float(lambda_)))
 
+    def go_on_from(self, other: Price) -> None:
+        """Begin near where this target is met, from the price of another one: see `GAIN`."""
+        self.lambda_ = other.lambda_ * math.sqrt(other.target_l0 / self.target_l0)
+
     @torch.no_grad()
     def observe(self, l0: Tensor) -> None:
         """Take the mean L0 of a step, 0-dimensional, over the rows of all processes."""
