@@ -14,13 +14,14 @@ PACKAGE = Path(dictlearn.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # What every room may import of ours (besides itself). The flow goes downwards and never back.
-BOTTOM = {"errors", "seeding", "codes", "processes", "mesh", "storage.atomic"}
+BOTTOM = {"errors", "seeding", "codes", "processes", "mesh", "storage.atomic", "outage"}
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "seeding": set(),
     "codes": set(),
     "mesh": {"codes", "processes"},
     "noise": set(),
+    "outage": set(),
     "processes": set(),
     "storage.atomic": set(),
     "launch": {"errors"},

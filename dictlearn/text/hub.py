@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dictlearn.errors import InputError, choice, one_line, whole_number
+from dictlearn.outage import is_outage
 from dictlearn.text import readers
 from dictlearn.text.documents import (
     Document,
@@ -210,7 +211,12 @@ class HubText:
                 f"{broke_off} to go on from there, {instead}", interrupted.place
             ) from interrupted
         except Exception as error:  # whatever `datasets` and its readers raise
-            raise InputError(f"{where} cannot be read: {_reason(error)}.") from error
+            if not is_outage(error):
+                raise InputError(f"{where} cannot be read: {_reason(error)}.") from error
+            raise InputError(
+                f"{where} broke off while it was downloaded ({_reason(error)}): run again later, "
+                f"or first download it by {_download(self.path)}."
+            ) from error
 
     def _rows(self) -> Any:
         rows = self._load()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from dictlearn.outage import is_outage, short_silences
 from dictlearn.text.documents import Place
 
 logger = logging.getLogger(__name__)
@@ -18,14 +19,6 @@ WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)
 ENOUGH = 60.0
 """Seconds without a row: there is no further attempt that would end later than that, if it takes as
 long as the one before."""
-
-SILENCE = 5
-"""Seconds for which the hub's client waits for an answer, where the user has not said. It asks six
-times by itself, with 23 s of waits: its own 10 s would make that 83."""
-
-# What their modules begin with: newer versions are called httpx2 and the like.
-_CLIENTS = ("aiohttp", "httpcore", "httpx", "requests", "urllib3")
-_TOO_MANY, _TIMEOUT, _SERVER = 429, 408, 500
 
 
 class Interrupted(Exception):  # noqa: N818 - the error is its cause
@@ -115,21 +108,6 @@ class _Attempts:
         time.sleep(seconds)
 
 
-def is_outage(error: BaseException) -> bool:
-    """Tell whether an error, or what caused it, is of the network and may pass."""
-    seen: BaseException | None = error
-    while seen is not None:
-        status = getattr(getattr(seen, "response", None), "status_code", None)
-        status = getattr(seen, "status", status)  # aiohttp's name for it
-        if isinstance(status, int):
-            return status in (_TOO_MANY, _TIMEOUT) or status >= _SERVER
-        of_client = type(seen).__module__.startswith(_CLIENTS)
-        if of_client or isinstance(seen, ConnectionError | TimeoutError):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
-
-
 def _is_stream(rows: Any) -> bool:
     import datasets
 
@@ -138,21 +116,16 @@ def _is_stream(rows: Any) -> bool:
 
 @contextmanager
 def _own_attempts_only() -> Iterator[None]:
-    """Keep `datasets` from asking 20 times on its own, and the hub's client from long silences:
-    together that would take a quarter hour.
-    """  # noqa: D205
+    """Keep `datasets` from asking 20 times on its own: together that would take a quarter hour."""
     from datasets import config
-    from huggingface_hub import constants
 
     names = [name for name in vars(config) if name.startswith("STREAMING_") and "RETR" in name]
-    before = [(config, name, getattr(config, name)) for name in names]
-    for name in names:
+    before = {name: getattr(config, name) for name in names}
+    for name in before:
         setattr(config, name, int(name.endswith("MAX_RETRIES")))
-    if constants.HF_HUB_DOWNLOAD_TIMEOUT == constants.DEFAULT_DOWNLOAD_TIMEOUT:
-        before.append((constants, "HF_HUB_DOWNLOAD_TIMEOUT", constants.HF_HUB_DOWNLOAD_TIMEOUT))
-        constants.HF_HUB_DOWNLOAD_TIMEOUT = SILENCE
     try:
-        yield
+        with short_silences():
+            yield
     finally:
-        for module, name, value in before:
-            setattr(module, name, value)
+        for name, value in before.items():
+            setattr(config, name, value)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dictlearn.errors import InputError, nearest
+from dictlearn.outage import is_outage, short_silences
 from dictlearn.transformer.embedded import EMBEDDED, check_embedded, embedded_folder, file_sha256
 
 if TYPE_CHECKING:
@@ -165,7 +166,16 @@ class Source:
                 if self.folder is not None or isinstance(error, MemoryError):
                     raise
             self._ask_hub()
-            return load(name, local_files_only=False, **options)
+            try:
+                with short_silences():
+                    return load(name, local_files_only=False, **options)
+            except Exception as error:  # transformers has its own for what the network does
+                if not is_outage(error):
+                    raise
+                raise InputError(
+                    f"transformer.path={self.path}: {what} broke off while it was downloaded: run"
+                    f" again later, or {_OFFLINE.format(path=self.path)}."
+                ) from error
 
     def _ask_hub(self) -> None:
         """Ask the hub for the model, once and for at most `_ANSWER_SECONDS` per connection."""

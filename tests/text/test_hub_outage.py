@@ -14,15 +14,17 @@ from tests.text.fake_hub import FILES, ROWS
 
 READ = """
 import json, time
-from tests.text.fake_hub import TEXTS, served
+from tests.fake_hub import served
+from tests.text.fake_hub import TEXTS, TextHub
 
-with served() as hub:
-    from dictlearn.text import HubText, steady
-    from dictlearn.text.documents import Unfinished
+with served(TextHub) as hub:
+    from dictlearn import outage
+    from dictlearn.text import HubText
+    from dictlearn.errors import InputError
 
     # Nobody waits, but all believe that they did: we and the hub's client between attempts, and
     # the client for an answer.
-    patience, steady.SILENCE = steady.SILENCE, 0.2
+    patience, outage.SILENCE = outage.SILENCE, 0.2
     slept = 0.0
     real = time.monotonic
 
@@ -31,12 +33,15 @@ with served() as hub:
         slept += seconds
 
     time.sleep, time.monotonic = sleep, lambda: real() + slept + patience * hub.silent
-    for hub.fault, hub.times in (("", 0), ("half", 9), ("hang", 3), ("half", -1), ("hang", -1)):
+    streamed = ("", 0), ("half", 9), ("hang", 3), ("half", -1), ("hang", -1)
+    downloaded = ("half", -1), ("hang", -1)
+    for number, (hub.fault, hub.times) in enumerate((*streamed, *downloaded)):
         hub.asked, began, said, texts = 0, time.monotonic(), "", []
         try:
-            for document in HubText("some/where", streaming=True).documents():
+            text = HubText("some/where", streaming=number < len(streamed))
+            for document in text.documents():
                 texts.append(document.text)
-        except Unfinished as broke_off:
+        except InputError as broke_off:
             said = str(broke_off)
         whole = texts == TEXTS[: len(texts)]
         print(json.dumps([whole, len(texts), hub.asked, said, time.monotonic() - began]))
@@ -45,8 +50,8 @@ with served() as hub:
 
 @pytest.mark.slow
 def test_the_client_of_the_hub_is_asked_again_and_then_given_up(tmp_path: Path) -> None:
-    """D4 the hub drops the connection or falls silent within a file: asked again until the file
-    comes, every document once; if it never does, one sentence within a minute.
+    """D4 the hub drops the connection or falls silent within a file, streamed or downloaded: asked
+    again until the file comes, every document once; if it never does, one sentence within a minute.
     """
     done = subprocess.run(
         [sys.executable, "-c", READ],
@@ -56,15 +61,21 @@ def test_the_client_of_the_hub_is_asked_again_and_then_given_up(tmp_path: Path) 
         check=True,
         timeout=100,
     )
-    usual, half, silent, *given_up = (json.loads(line) for line in done.stdout.splitlines())
+    usual, half, silent, *broken_off = (json.loads(line) for line in done.stdout.splitlines())
     rows = FILES * ROWS
     for found, faults in ((usual, 0), (half, 9), (silent, 3)):
         whole, n, asked, said, _ = found
         assert (whole, n, said) == (True, rows, "")
         assert asked == usual[2] + faults + (faults == 9)  # read in two attempts of ours
-    assert len(given_up) == 2
+    given_up, not_there = broken_off[:2], broken_off[2:]
     for whole, n, _, said, seconds in given_up:
         assert (whole, n) == (True, ROWS)
         assert f"some/where (text.subset=None, text.split=train) broke off after {n} rows" in said
         assert "run again later to go on from there" in said
         assert 40 < seconds < 60
+    assert len(not_there) == 2
+    for _, n, _, said, seconds in not_there:
+        assert n == 0
+        assert "some/where (text.subset=None, text.split=train) broke off while it was down" in said
+        assert "run again later, or first download it by `hf download some/where" in said
+        assert 5 < seconds < 60
