@@ -32,7 +32,7 @@ class Committed(NamedTuple):
     Attributes:
         path: of the checkpoint.
         step: training steps done.
-        number: counts the checkpoints of a run, so that the newest of one step is known.
+        number: counts the checkpoints of a run, so that the newest is known.
         size: bytes.
         digest: xxh3_64, in hexadecimal.
     """
@@ -76,9 +76,13 @@ def commit(path: Path, step: int, number: int, digest: str) -> Committed:
 
 
 def committed(folder: Path) -> list[Committed]:
-    """Return the checkpoints whose manifests are whole, the newest first; a warning for others."""
+    """Return the checkpoints whose manifests are whole, the newest first; a warning for others.
+
+    The newest is what was written last: of a run that went on from an earlier one, since a later
+    one was damaged, that later one is not.
+    """
     entries = [entry for entry in map(_read, sorted(folder.glob("*.json"))) if entry is not None]
-    return sorted(entries, key=lambda entry: (entry.step, entry.number), reverse=True)
+    return sorted(entries, key=lambda entry: entry.number, reverse=True)
 
 
 def newest_whole(folder: Path) -> Committed | None:
@@ -171,10 +175,13 @@ def _fault(entry: Committed) -> str | None:
     """Return what is wrong with a checkpoint, in a few words."""
     if not entry.path.is_file():
         return "it is gone"
-    size = entry.path.stat().st_size
-    if size != entry.size:
-        return f"it has {size:,} of {entry.size:,} bytes"
-    found = digest_of_file(entry.path)
+    try:
+        size = entry.path.stat().st_size
+        if size != entry.size:
+            return f"it has {size:,} of {entry.size:,} bytes"
+        found = digest_of_file(entry.path)
+    except OSError as error:  # a bad block of the disk, say
+        return f"it cannot be read ({error.strerror or error})"
     return None if found == entry.digest else f"its digest is {found}, not {entry.digest}"
 
 

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from dictlearn.resuming import checkpoint_to_go_on_from
+from dictlearn.storage import committed as committed_files
 from dictlearn.storage.atomic import temporary_of
 from dictlearn.storage.checkpoint import AtomicCheckpointIO
-from dictlearn.storage.committed import LAST, newest_whole, tidy
+from dictlearn.storage.committed import LAST, committed, newest_whole, tidy
 from tests.reliability.test_crash_points import save
 
 
@@ -117,3 +118,39 @@ def test_last_is_the_newest(run: Path) -> None:
     loaded = AtomicCheckpointIO().load_checkpoint(last)
     assert loaded["global_step"] == 2
     assert torch.equal(loaded["state_dict"]["atoms"], torch.full((64, 33), 2.0))
+
+
+def test_what_is_saved_after_damage_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    save(tmp_path, 1, 1, best=True)
+    for step in (5, 6):
+        save(tmp_path, step, step, best=False)
+        damage(folder / f"step={step:08d}.ckpt", "longer", random.Random(0))
+    found = newest_whole(folder)
+    assert found is not None
+    assert found.step == 1
+    for step in (2, 3):  # gone on from there
+        save(tmp_path, step, step + 5, best=False)
+        found = newest_whole(folder)
+        assert found is not None
+        assert found.step == step
+    assert {entry.step for entry in committed(folder)} == {1, 2, 3}
+
+
+def test_a_checkpoint_that_cannot_be_read_is_left_out(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    shutil.copytree(run, tmp_path / "run")
+    read = committed_files.digest_of_file
+
+    def failing(path: Path) -> str:
+        if path.name == "step=00000002.ckpt":
+            raise OSError(5, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(committed_files, "digest_of_file", failing)
+    found = checkpoint_to_go_on_from(tmp_path / "run", "auto")
+    assert found is not None
+    assert found.step == 1
+    assert "step=00000002.ckpt is left out: it cannot be read (Input/output error)" in caplog.text
