@@ -40,8 +40,11 @@ class BatchThatFits(pl.Callback):
         traceback.clear_frames(exception.__traceback__)  # they hold the tensors of the step
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         n = data.options.batch_size // 2
-        while n and not _fits(pl_module, data, n):
-            n //= 2
+        try:
+            while n and not _fits(pl_module, data, n):
+                n //= 2
+        except Exception:  # of a run that is not set up, say: what is told is the full memory
+            return
         self.vectors = n
 
 

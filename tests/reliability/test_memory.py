@@ -14,6 +14,7 @@ from dictlearn import cli
 from dictlearn.callbacks import variants
 from dictlearn.callbacks.memory import is_out_of_memory
 from dictlearn.inference import Unrolled
+from dictlearn.transformer import FrozenTransformer
 from tests.integration.test_mistakes import FAST
 
 
@@ -64,6 +65,25 @@ def test_too_little_memory_is_told_with_the_sizes(
     assert "with hidden_states.batch_size=1024 vectors of width 384" in sentence
     assert "dictionary.n_atoms=64 and Unrolled (one dense table of codes alone has 0.2" in sentence
     assert "lower hidden_states.batch_size first (256 vectors fit), then dict" in sentence
+    assert "Traceback" not in said
+
+
+def test_a_transformer_that_does_not_fit_is_told(
+    tmp_path: Path,
+    text_folder: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(FrozenTransformer, "load", full)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        cli.train([*FAST, "text=local", f"text.path={text_folder}", "text.max_documents=8"])
+    assert stop.value.code == 2
+    said = capfd.readouterr().err
+    assert "The memory is full at step 0" in said
     assert "Traceback" not in said
 
 
