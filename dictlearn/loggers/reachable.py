@@ -48,7 +48,7 @@ def in_netrc(*urls: str) -> bool:
         path = Path(place).expanduser()
         try:
             known = netrc.netrc(str(path)).hosts if path.is_file() else {}
-        except (OSError, netrc.NetrcParseError):
+        except (OSError, UnicodeDecodeError, netrc.NetrcParseError):
             continue
         if any(known[host][2] for host in hosts if host in known):
             return True

@@ -61,3 +61,9 @@ def test_a_netrc_without_the_key_is_no_login(content: str, tmp_path: Path) -> No
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / ".netrc").write_text(content)
     assert not in_netrc("https://api.example.org")
+
+
+def test_a_netrc_that_is_no_text_is_no_login(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / ".netrc").write_bytes(b"machine other.org login user password caf\xe9\n")
+    assert not in_netrc("https://api.example.org")
