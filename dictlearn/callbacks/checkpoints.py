@@ -148,7 +148,10 @@ class RunCheckpoints(Checkpoint):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save with the held-out figures, and keep this one if it is the best."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.save(trainer, AFTER, best=self._is_better(trainer))
+            before, better = self._best, self._is_better(trainer)
+            self.save(trainer, AFTER, best=better)
+            if self._failures:
+                self._best = before  # there is no checkpoint of this one
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, since a validation may follow that takes long; let the signals go."""
@@ -181,13 +184,12 @@ class RunCheckpoints(Checkpoint):
             InputError: it could not be written, too often.
         """
         with self.saving:
-            step = trainer.global_step
-            self._stage = stage
+            step, self._stage = trainer.global_step, stage
             self._number += 1
             path = self.folder / f"step={step:08d}{_ENDINGS[stage]}.ckpt"
             failure: OSError | None = None
             if trainer.is_global_zero:
-                storage.manifest_of(path).unlink(missing_ok=True)
+                failure = storage.failure_of([lambda: storage.manifest_of(path).unlink(True)])
             try:
                 trainer.save_checkpoint(path)
             except OSError as error:  # of process 0, which writes; the others wait for it
@@ -228,9 +230,7 @@ class RunCheckpoints(Checkpoint):
             )
 
     def _is_better(self, trainer: pl.Trainer) -> bool:
-        if self.monitor is None:
-            return False
-        value = float(trainer.callback_metrics.get(self.monitor, math.nan))
+        value = float(trainer.callback_metrics.get(self.monitor or "", math.nan))
         worse = self._best is not None and (value < self._best) != (self.mode == "min")
         if value != value or worse or value == self._best:
             return False

@@ -152,6 +152,40 @@ def test_a_dictionary_that_cannot_be_written_costs_the_others_nothing(
     assert (tmp_path / "variants" / "b" / ".hydra" / "config.yaml").is_file()
 
 
+def test_a_manifest_that_cannot_go_costs_a_checkpoint_and_not_the_run(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=6)
+    saver = RunCheckpoints(tmp_path, every_steps=2, every_minutes=None, monitor=None)
+    (saver.folder / "step=00000004.json").mkdir(parents=True)  # no unlink takes that away
+    trainer = small_trainer(tmp_path, [saver], enable_checkpointing=True)
+    trainer.fit(small_learner(data), datamodule=data)
+    assert trainer.global_step == 6
+    assert [entry.step for entry in committed(saver.folder)] == [6, 2]
+    assert "step=00000004.ckpt of about" in caplog.text
+
+
+def test_the_best_is_the_best_of_those_that_could_be_written(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = committed_files.commit
+
+    def write(*given: Any) -> Committed:
+        if given[1] == 4:
+            raise OSError(28, "No space left on device")
+        return commit(*given)
+
+    monkeypatch.setattr(committed_files, "commit", write)
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=12)
+    saver = RunCheckpoints(tmp_path, every_minutes=None, mode="max")  # the first one is the largest
+    trainer = small_trainer(
+        tmp_path, [saver], enable_checkpointing=True, limit_val_batches=1.0, val_check_interval=4
+    )
+    trainer.fit(small_learner(data), datamodule=data)
+    assert [path.name for path in saver.folder.glob("best-*.ckpt")] == ["best-step=8.ckpt"]
+
+
 @pytest.mark.slow
 def test_a_run_with_all_that_it_writes_stands_a_full_disk(
     small_disk: Path, tmp_path: Path, text_folder: Path
