@@ -285,7 +285,7 @@ def _save_one(
 
 def _leave(run_dir: Path, learner: Learner, figures: dict[str, float]) -> None:
     acting = learners(learner, acting=True)
-    for name in {"": None, **acting}:
+    for name in [*filter(None, acting), ""]:  # the last one says that the run has finished
         text = json.dumps(own_figures(figures, name), indent=2, sort_keys=True) + "\n"
         write_text(place_of(run_dir, name) / "metrics.json", text)
     for name in acting:

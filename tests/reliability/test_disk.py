@@ -17,6 +17,7 @@ from dictlearn.errors import InputError
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.resuming import checkpoint_to_go_on_from
 from dictlearn.storage import committed as committed_files
+from dictlearn.storage.atomic import write_text
 from dictlearn.storage.committed import Committed, committed, newest_whole
 from tests.integration.test_mistakes import FAST
 from tests.resume.interrupted import history
@@ -184,6 +185,25 @@ def test_the_best_is_the_best_of_those_that_could_be_written(
     )
     trainer.fit(small_learner(data), datamodule=data)
     assert [path.name for path in saver.folder.glob("best-*.ckpt")] == ["best-step=8.ckpt"]
+
+
+def test_a_run_is_finished_when_the_figures_of_all_variants_are_there(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = small_data(minilm_folder, text_folder, tmp_path)
+    learner = small_learner(data)
+
+    def failing(path: Path, text: str) -> None:
+        if path.parent.name == "b":
+            raise OSError(28, "No space left on device")
+        write_text(path, text)
+
+    monkeypatch.setattr(training, "write_text", failing)
+    monkeypatch.setattr(training, "learners", lambda *_, **__: {"a": learner, "b": learner})
+    with pytest.raises(OSError, match="No space left"):
+        training._leave(tmp_path, learner, {"a/val/fvu": 0.5})
+    assert (tmp_path / "variants" / "a" / "metrics.json").is_file()
+    assert not (tmp_path / "metrics.json").exists()
 
 
 @pytest.mark.slow
