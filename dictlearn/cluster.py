@@ -10,6 +10,7 @@ from lightning_fabric.plugins.environments.cluster_environment import ClusterEnv
 from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from dictlearn.errors import InputError
@@ -44,11 +45,17 @@ def environments() -> list[ClusterEnvironment]:
 
 
 def check_world(trainer: pl.Trainer) -> None:
-    """Refuse a trainer that expects other processes than a launcher has started.
+    """Refuse a trainer that expects other processes than a launcher has started, or whose processes
+    take with them what they learn.
 
     Raises:
-        InputError: both numbers, and the keys to change.
-    """
+        InputError: what to change, with both numbers.
+    """  # noqa: D205
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise InputError(
+            "trainer.strategy starts processes that end with the training, and all they know with "
+            "them: choose trainer.strategy=ddp, which starts this program once for each."
+        )
     outer = world()
     if outer is None or trainer.num_devices * trainer.num_nodes == outer.processes:
         return

@@ -45,6 +45,7 @@ from dictlearn.variants import branch_of, named, own_figures, place_of, variant_
 
 log = logging.getLogger(__name__)
 
+MOST_SEED = 2**32 - 1  # that numpy takes
 Learner = DictionaryLearner | DictionaryEnsemble
 Hung = TypeVar("Hung", bound=pl.Callback)
 
@@ -66,7 +67,8 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     quiet()
     values = redacted(plain(config))
     _refuse_unknown(values)
-    pl.seed_everything(whole_number("seed", config.seed, 0), verbose=False)
+    seed = number("seed", whole_number("seed", config.seed, 0), 0, MOST_SEED)
+    pl.seed_everything(int(seed), verbose=False)
     checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
     variants, branch_at = variant_configs(config), branch_of(config)
     learner: Learner

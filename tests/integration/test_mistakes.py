@@ -57,6 +57,11 @@ MISTAKES = {
     "negative atoms": (["dictionary.n_atoms=-5"], r"n_atoms=-5"),
     "atoms in words": (["dictionary.n_atoms=many"], r"n_atoms.*'many'"),
     "negative lambda": (["prox=soft", "prox.lambda_=-0.1"], r"lambda_=-0\.1"),
+    "processes that keep what they learn": (
+        ["trainer.devices=2", "trainer.strategy=ddp_spawn"],
+        r"choose trainer\.strategy=ddp,",
+    ),
+    "a seed that is too large": (["seed=4294967296"], r"seed=4294967296 must be .*4294967295"),
     "k above n_atoms": (["prox.k=65"], r"65.*64"),
     "block too long": (["hidden_states.block_length=600"], r"600.*512|512.*600"),
     "text too short": (["text=local", "text.path={tmp}/few.jsonl"], r"shorter than one block"),
