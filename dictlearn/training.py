@@ -187,6 +187,9 @@ def _trainer(
         plugins=[AtomicCheckpointIO(), *environments()],
         enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
     )
+    # Lightning would take the signals over, and end the run at the first one, with exit code 0.
+    signals: Any = trainer._signal_connector
+    signals.register_signal_handlers = lambda: None
     check_world(trainer)
     meet_again(trainer)
     if trainer.accumulate_grad_batches != 1:
@@ -216,9 +219,6 @@ def _hung(trainer: pl.Trainer, kind: type[Hung]) -> Hung:
 def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
     """Return the figures of the final dictionary, validating once more unless it was just done."""
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
-        # Lightning would take the signals over, and end the run at the first one, with exit code 0.
-        signals: Any = trainer._signal_connector
-        signals.register_signal_handlers = lambda: None
         trainer.validate(learner, datamodule=data, verbose=False)
     return learner.held_out_figures
 

@@ -123,3 +123,15 @@ def test_a_second_signal_to_the_ranks_of_torchrun(hung: bool, place: Path, tmp_p
         if hung:
             os.kill(pids[1], signal.SIGCONT)
         assert run.end(SECONDS) == 1, run.said()
+
+
+@pytest.mark.slow
+def test_a_run_without_checkpoints_does_not_end_well_by_a_signal(
+    place: Path, tmp_path: Path
+) -> None:
+    with launched(
+        place, [*SMALL, TEXT, "~callbacks.checkpoint", f"hydra.run.dir={tmp_path}"]
+    ) as run:
+        run.wait_for("Hidden states in memory")
+        os.kill(run.process.pid, signal.SIGTERM)
+        assert run.end(SECONDS) == -signal.SIGTERM
