@@ -217,9 +217,13 @@ def _hung(trainer: pl.Trainer, kind: type[Hung]) -> Hung:
 
 
 def _held_out(trainer: pl.Trainer, learner: Learner, data: DataModule) -> dict[str, float]:
-    """Return the figures of the final dictionary, validating once more unless it was just done."""
+    """Return the figures of the final dictionary, validating once more unless it was just done;
+    none where that is not wanted, whatever a run that goes on had before.
+    """  # noqa: D205
     if learner.held_out_figures and learner.validated_at != trainer.global_step:
         trainer.validate(learner, datamodule=data, verbose=False)
+    if learner.validated_at != trainer.global_step:  # no validation is wanted any more
+        return {}
     return learner.held_out_figures
 
 

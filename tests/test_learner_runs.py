@@ -12,6 +12,7 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from dictlearn import training
 from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.inference import Unrolled
@@ -162,3 +163,13 @@ def test_dead_atoms_are_replaced_alike_on_two_processes(
     assert torch.equal(first["dictionary.atoms"], second["dictionary.atoms"])
     assert torch.equal(first["idle"], second["idle"])
     assert not torch.equal(first["dictionary.atoms"], plain["dictionary.atoms"])
+
+
+def test_figures_of_an_earlier_dictionary_are_not_those_of_the_last(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    data = make_data(steps=2)
+    learner, trainer = small_learner(data), small_trainer(tmp_path)  # it does not validate
+    learner.held_out_figures, learner.validated_at = {"val/fvu": 0.5}, 1  # of a checkpoint
+    trainer.fit(learner, datamodule=data)
+    assert training._held_out(trainer, learner, data) == {}
