@@ -45,7 +45,6 @@ from dictlearn.variants import branch_of, named, own_figures, place_of, variant_
 
 log = logging.getLogger(__name__)
 
-MOST_SEED = 2**32 - 1  # that numpy takes
 Learner = DictionaryLearner | DictionaryEnsemble
 Hung = TypeVar("Hung", bound=pl.Callback)
 
@@ -67,7 +66,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
     quiet()
     values = redacted(plain(config))
     _refuse_unknown(values)
-    seed = number("seed", whole_number("seed", config.seed, 0), 0, MOST_SEED)
+    seed = number("seed", whole_number("seed", config.seed, 0), 0, 2**32 - 1)  # as numpy wants it
     pl.seed_everything(int(seed), verbose=False)
     checkpoint = checkpoint_to_go_on_from(run_dir, config.resume)
     variants, branch_at = variant_configs(config), branch_of(config)
@@ -282,6 +281,7 @@ def _save_one(
             **data.about(),
             "metrics": own_figures(figures, name),
         },
+        prox=part.prox,
         write=part.mesh.is_first,
     )
     if name and part.mesh.is_first:  # as a run of its own would have it

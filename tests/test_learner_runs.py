@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -17,7 +18,8 @@ from dictlearn.callbacks.revival import DeadAtomRevival
 from dictlearn.hidden_states import HiddenStateDataModule
 from dictlearn.inference import Unrolled
 from dictlearn.learner import DictionaryLearner
-from dictlearn.prox import TopK
+from dictlearn.prox import TopK, Weighted
+from dictlearn.storage.saved import load
 from dictlearn.update import Adam, HessianDiagonalRule, UpdateRule
 from tests.small_run import BATCH, small_learner, small_trainer
 from tests.watch import HELD_OUT_KEYS, exact, learned
@@ -173,3 +175,24 @@ def test_figures_of_an_earlier_dictionary_are_not_those_of_the_last(
     learner.held_out_figures, learner.validated_at = {"val/fvu": 0.5}, 1  # of a checkpoint
     trainer.fit(learner, datamodule=data)
     assert training._held_out(trainer, learner, data) == {}
+
+
+def test_a_saved_dictionary_has_the_weights_it_was_learned_with(
+    make_data: MakeData, tmp_path: Path
+) -> None:
+    file, weights = tmp_path / "weights.npy", np.linspace(1, 2, 64)
+    np.save(file, weights)
+    data = make_data(steps=2)
+    learner = small_learner(data, Weighted(0.1, str(file)))
+    small_trainer(tmp_path).fit(learner, datamodule=data)
+    prox = {"_target_": "dictlearn.prox.Weighted", "lambda_": 0.1, "weights": str(file)}
+    inference = {"_target_": "dictlearn.inference.Unrolled"}
+    learner.hparams["config"] = {"prox": prox, "inference": inference}
+    np.save(file, np.ones(64))
+    for gone in (False, True):
+        if gone:
+            file.unlink()
+        training._save(tmp_path, learner, data, {})
+        saved = load(tmp_path).prox
+        assert isinstance(saved, Weighted)
+        assert torch.equal(saved.weights, torch.from_numpy(weights))

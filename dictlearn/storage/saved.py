@@ -25,6 +25,7 @@ def save_dictionary(
     normalization: Normalization,
     about: dict[str, Any],
     *,
+    prox: Prox | None = None,
     write: bool = True,
 ) -> None:
     """Write the artefact: tensors as safetensors, everything else as JSON.
@@ -35,15 +36,16 @@ def save_dictionary(
         inference: its parameters go along.
         normalization: folded in, so that users pass raw hidden states.
         about: ``prox`` and ``inference`` as they are in the config, ``transformer`` as it
-            describes itself, ``text`` (block length, special tokens), ``metrics``. Weights that
-            ``prox`` names a file of are read and go along.
+            describes itself, ``text`` (block length, special tokens), ``metrics``.
+        prox: the sparsity itself, whose weights, if any, go along. Without it those are read that
+            `about` names a file of, which may be others by now.
         write: whether this process writes. Where several hold the dictionary together, all of
             them must call this and the first one write.
 
     Raises:
         InputError: that file is not there any more.
     """
-    prox, beside = _apart(named(about["prox"]))
+    described, beside = _apart(named(about["prox"]), prox)
     parts: dict[str, nn.Module] = {"dictionary": dictionary, "inference": inference}
     tensors = {
         f"{part}.{name}": tensor.detach()
@@ -63,7 +65,7 @@ def save_dictionary(
         "layers": normalization.layers.tolist(),
         "normalization": normalization.kind,
         **about,
-        "prox": prox,
+        "prox": described,
         "inference": named(about["inference"]),
     }
     if write:
@@ -113,12 +115,14 @@ def _assembled(tensors: dict[str, Tensor], about: dict[str, Any]) -> TrainedDict
     return TrainedDictionary(dictionary, prox, inference, normalization, about)
 
 
-def _apart(prox: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _apart(
+    described: dict[str, Any], prox: Prox | None
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the description of a sparsity without its weights, and these as a tensor."""
-    sparsity = object_of(prox)
+    sparsity = object_of(described) if prox is None else prox
     if not isinstance(sparsity, Weighted):
-        return prox, {}
-    plain = {key: value for key, value in prox.items() if key != "weights"}
+        return described, {}
+    plain = {key: value for key, value in described.items() if key != "weights"}
     return plain, {"prox.weights": sparsity.weights}
 
 
