@@ -241,7 +241,8 @@ def _training_figures(trainer: pl.Trainer, learner: Learner, data: DataModule) -
         "train/vectors": float(learner.vectors_seen),
         "train/tokens": float(learner.vectors_seen // len(data.layers)),
         "train/vectors_per_second": throughput.vectors_per_second(),
-        "seconds/saving": sum(callback.saving.seconds for callback in _saving(trainer)),
+        "seconds/saving": throughput.saved_before
+        + sum(callback.saving.seconds for callback in _saving(trainer)),
         "seconds/total": throughput.total_seconds(),
     }
 

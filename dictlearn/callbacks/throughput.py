@@ -41,11 +41,14 @@ class Throughput(pl.Callback):
 
     Args:
         started: when the run began, by `time.perf_counter`; now if None.
+
+    Attributes:
+        saved_before: seconds that saving took in the processes that this one goes on from.
     """
 
     def __init__(self, started: float | None = None) -> None:
         self._started = time.perf_counter() if started is None else started
-        self._earlier = 0.0
+        self._earlier = self.saved_before = 0.0
         self.seconds = 0.0
         self._since: float | None = None
         self._saving: list[Stopwatch] = []
@@ -197,6 +200,7 @@ class Throughput(pl.Callback):
             "seconds": self.seconds + running,
             "vectors": self.vectors,
             "total": self.total_seconds(),
+            "saving_seconds": self.saved_before + self._saved(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -204,6 +208,7 @@ class Throughput(pl.Callback):
         self.seconds = self._window_seconds = float(state_dict["seconds"])
         self.vectors = self._window_vectors = int(state_dict["vectors"])
         self._earlier = float(state_dict["total"])
+        self.saved_before = float(state_dict.get("saving_seconds", 0.0))
 
 
 def peak_memory(device: torch.device) -> int:

@@ -214,3 +214,18 @@ def test_saving_takes_from_no_other_share_and_no_speed(
     for window, seconds in zip(windows, said, strict=False):  # so it is saved, too
         assert until[window] * 0.999 <= seconds <= until[window + 1] * 1.001
     assert throughput.seconds == pytest.approx(until[4], abs=SAVE / 2)
+
+
+def test_saving_is_counted_on_where_a_run_goes_on(
+    minilm_folder: Path, text_folder: Path, tmp_path: Path
+) -> None:
+    data = small_data(minilm_folder, text_folder, tmp_path, steps=4)
+    first, saver = Throughput(), RunCheckpoints(tmp_path, 2, every_minutes=None, monitor=None)
+    trainer = small_trainer(tmp_path, [saver, first], enable_checkpointing=True)
+    trainer.fit(small_learner(data), datamodule=data)
+    second, third = Throughput(), Throughput()
+    second.load_state_dict(first.state_dict())
+    assert second.saved_before == pytest.approx(saver.saving.seconds)
+    assert second.saved_before > 0
+    third.load_state_dict(second.state_dict())
+    assert third.saved_before == second.saved_before
