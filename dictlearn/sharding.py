@@ -212,7 +212,12 @@ def average_gradients(dictionary: Dictionary, inference: Inference, mesh: Mesh) 
 
 @torch.no_grad()
 def clip_by_norm(dictionary: Dictionary, inference: Inference, largest: float) -> None:
-    """Scale all gradients so that the norm of the whole gradient is at most `largest`."""
+    """Scale all gradients so that the norm of the whole gradient is at most `largest`.
+
+    Numbers that are not above 0 do nothing, as in Lightning.
+    """
+    if largest <= 0:
+        return
     own, alike = _gradients(dictionary, inference)
     none = dictionary.atoms.new_zeros(())
     square = dictionary.shards.total(sum((entry.square().sum() for entry in own), none))

@@ -135,6 +135,17 @@ def test_the_gradient_is_clipped_by_the_norm_of_the_whole(tmp_path: Path) -> Non
             )
 
 
+def test_a_norm_below_zero_turns_no_gradient_round() -> None:
+    learned = Learned(Unrolled(2, selection="exact"), TopK(4), Objective(), Adam())
+    torch.autograd.backward(learned.loss(learned.view()))
+    before = learned.dictionary.atoms.grad
+    assert before is not None
+    before = before.clone()
+    clip_by_norm(learned.dictionary, learned.inference, -1.0)
+    assert learned.dictionary.atoms.grad is not None
+    assert torch.equal(learned.dictionary.atoms.grad, before)
+
+
 def test_codes_of_all_shards_become_codes_over_all_atoms(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(N, M, generator=generator) * (torch.rand(N, M, generator=generator) < 0.1)
