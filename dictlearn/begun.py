@@ -83,8 +83,10 @@ def figures_of_the_same(run_dir: Path, config: DictConfig) -> dict[str, float] |
     if config.resume != "auto" or before is None:
         return None
     try:
-        figures: dict[str, float] = json.loads((run_dir / "metrics.json").read_text())
+        figures = json.loads((run_dir / "metrics.json").read_text())
     except (OSError, ValueError):
+        return None
+    if not isinstance(figures, dict):
         return None
     new = {"branch_at": None}  # a run of a version before this one was begun without it
     now = OmegaConf.merge(new, OmegaConf.create(OmegaConf.to_yaml(config)))

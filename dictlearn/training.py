@@ -12,10 +12,8 @@ from typing import Any, TypeVar
 import pytorch_lightning as pl
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Checkpoint
 
 from dictlearn import processes
-from dictlearn.begun import options_of_this_start
 from dictlearn.callbacks.begun import KeepOptions
 from dictlearn.callbacks.checkpoints import RunCheckpoints
 from dictlearn.callbacks.left_out import LeftOut
@@ -23,9 +21,8 @@ from dictlearn.callbacks.memory import BatchThatFits, is_out_of_memory
 from dictlearn.callbacks.signals import StopSignals, kill_children
 from dictlearn.callbacks.throughput import Throughput
 from dictlearn.callbacks.variants import callbacks
-from dictlearn.cluster import check_world, environments, meet_again
 from dictlearn.composing import compose, compose_several, told_of
-from dictlearn.configuration import build, known_keys, plain, redacted
+from dictlearn.configuration import known_keys, plain, redacted
 from dictlearn.ensemble import DictionaryEnsemble, learners
 from dictlearn.errors import NO_ROOM, InputError, Stopped, nearest, number, one_line, whole_number
 from dictlearn.hidden_states import DataModule
@@ -38,9 +35,9 @@ from dictlearn.resuming import checkpoint_to_go_on_from, refuse_finished
 from dictlearn.sharding import check_shards
 from dictlearn.stopping import in_sweep
 from dictlearn.storage.atomic import write_text
-from dictlearn.storage.checkpoint import AtomicCheckpointIO
 from dictlearn.storage.committed import failure_of
 from dictlearn.storage.saved import save_dictionary
+from dictlearn.trainer import build_trainer
 from dictlearn.variants import branch_of, named, own_figures, place_of, variant_configs
 
 log = logging.getLogger(__name__)
@@ -75,7 +72,7 @@ def train(config: DictConfig, run_dir: Path) -> dict[str, float]:
         learner, data = compose_several(config, values, variants, branch_at)
     else:
         learner, data = compose(config, values)
-    trainer = _trainer(config, data, start, run_dir, callbacks(config, variants, run_dir))
+    trainer = build_trainer(config, data, start, run_dir, callbacks(config, variants, run_dir))
     if (shards := n_shards(trainer)) > 1:
         for name, part in learners(learner).items():
             with told_of(name):
@@ -115,6 +112,12 @@ def _conclude(
 ) -> dict[str, float]:
     """Measure and save what was learned; return the figures of ``metrics.json``."""
     _hung(trainer, KeepOptions).keep(trainer)
+    if trainer.global_step < (steps := data.n_steps(data_processes(trainer))):
+        log.warning(
+            "The run ends after step %d of %d, as trainer.max_time or another limit of the trainer "
+            "has it: run=DIR resume=true with another one goes on.",
+            *(trainer.global_step, steps),
+        )
     if missing := learners(learner).keys() - learners(learner, acting=True).keys():
         log.warning(
             "The run ends before the variants part: there is no %s.", ", ".join(sorted(missing))
@@ -151,60 +154,6 @@ def _refuse_unknown(values: dict[str, Any]) -> None:
     for key in values:
         if key not in names:
             raise InputError(f"There is no option '{key}'.{nearest(key, names)}")
-
-
-def _validates(config: DictConfig, data: DataModule) -> bool:
-    """Tell whether held-out text is looked at; if not, say that there will be no such figures."""
-    held_out = data.text.validation_fraction and data.options.validation_vectors
-    if held_out and config.trainer.limit_val_batches:
-        return True
-    why = "trainer.limit_val_batches=0" if held_out else "Nothing is held out"
-    log.warning("%s: there will be no validation and no held-out figures.", why)
-    return False
-
-
-def _trainer(
-    config: DictConfig,
-    data: DataModule,
-    started: float,
-    run_dir: Path,
-    hung: list[pl.Callback],
-) -> pl.Trainer:
-    whole_number("trainer.log_every_n_steps", config.trainer.log_every_n_steps)
-    share = number("trainer.val_check_interval", config.trainer.val_check_interval, 1e-6)
-    loggers = [build(node) for node in (config.get("logger") or {}).values() if node is not None]
-    if not _validates(config, data):
-        for entry in hung:
-            if isinstance(entry, RunCheckpoints):
-                entry.monitor = None  # there is no best
-    kept = KeepOptions(run_dir, options_of_this_start(config))
-    trainer: pl.Trainer = build(
-        config["trainer"],
-        max_epochs=1,  # the budget is max_vectors: one epoch is the whole run
-        logger=loggers or False,
-        callbacks=[*hung, Throughput(started), LeftOut(), BatchThatFits(), kept],
-        plugins=[AtomicCheckpointIO(), *environments()],
-        enable_checkpointing=any(isinstance(entry, Checkpoint) for entry in hung),
-    )
-    # Lightning would take the signals over, and end the run at the first one, with exit code 0.
-    signals: Any = trainer._signal_connector
-    signals.register_signal_handlers = lambda: None
-    check_world(trainer)
-    meet_again(trainer)
-    if trainer.accumulate_grad_batches != 1:
-        raise InputError(
-            "trainer.accumulate_grad_batches would stretch the schedule, which counts vectors: "
-            "raise hidden_states.batch_size instead."
-        )
-    if trainer.precision != "32-true":
-        raise InputError(
-            f"trainer.precision={trainer.precision}: the dictionary is learned in 32 bits; "
-            "transformer.dtype=bfloat16 makes the transformer faster."
-        )
-    steps = data.n_steps(data_processes(trainer))
-    every = int(steps * share) if share <= 1 else int(share)
-    trainer.val_check_interval = max(1, min(every, steps))
-    return trainer
 
 
 def _saving(trainer: pl.Trainer) -> list[RunCheckpoints]:

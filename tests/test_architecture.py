@@ -63,11 +63,11 @@ ARROWS: dict[str, set[str]] = {
     "resuming": BOTTOM | {"storage"},
     "composing": BOTTOM
     | {"configuration", "dictionary", "ensemble", "hidden_states", "learner", "storage"},
+    "trainer": BOTTOM
+    | {"begun", "callbacks", "cluster", "configuration", "hidden_states", "storage"},
     "training": BOTTOM
     | {
-        "begun",
         "callbacks",
-        "cluster",
         "composing",
         "configuration",
         "ensemble",
@@ -80,6 +80,7 @@ ARROWS: dict[str, set[str]] = {
         "sharding",
         "stopping",
         "storage",
+        "trainer",
         "variants",
     },
     "evaluation": BOTTOM

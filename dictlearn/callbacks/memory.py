@@ -11,11 +11,13 @@ import torch
 from dictlearn.ensemble import learners
 from dictlearn.hidden_states import HiddenStates
 
+_NO_MEMORY = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether a GPU, or the machine, had no memory left; on a CPU torch has no name for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
     )
 
 
