@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -176,13 +175,23 @@ def read_vectors(path: Path) -> Tensor:
             f" {', '.join(SUFFIXES)} file of vectors."
         )
     arrays = _arrays(path)
-    fitting = [array for array in arrays if array.ndim == 2 and array.is_floating_point()]
+    fitting = [array for array in arrays if array.ndim == 2 and _is_dense(array)]
     if len(fitting) != 1 or not fitting[0].numel():
-        shapes = ", ".join(f"{list(array.shape)} {array.dtype}" for array in arrays) or "none"
+        shapes = ", ".join(_said(array) for array in arrays) or "none"
         raise InputError(
             f"{path} must hold one array of floating-point vectors [N, d], and has: {shapes:.200}."
         )
     return fitting[0]
+
+
+def _is_dense(array: Tensor) -> bool:
+    in_memory = array.layout == torch.strided and array.device.type == "cpu"
+    return in_memory and array.is_floating_point()
+
+
+def _said(array: Tensor) -> str:
+    kind = "" if array.layout == torch.strided else f" {array.layout}"
+    return f"{list(array.shape)} {array.dtype}{kind}"
 
 
 def _arrays(path: Path) -> list[Tensor]:
@@ -192,13 +201,17 @@ def _arrays(path: Path) -> list[Tensor]:
         try:
             array = np.load(path, mmap_mode="r" if path.stat().st_size else None)
             return [_without_warning(array)]
-        except (OSError, ValueError, EOFError, TypeError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # numpy reads a header as Python does, and fails in as many ways
             raise InputError(f"{path} is no array of numbers ({error!r:.150}).") from None
     return _of_torch(path)
 
 
 def _without_warning(array: np.ndarray[Any, Any]) -> Tensor:
     """Return an array as a tensor that shares its memory, which must not be written to."""
+    if not isinstance(array, np.ndarray):
+        raise TypeError("it holds several arrays, as a .npz does")
     if not array.dtype.isnative:
         raise ValueError(f"numbers of dtype {array.dtype} are not those of this machine")
     with warnings.catch_warnings():
@@ -210,7 +223,9 @@ def _of_torch(path: Path) -> list[Tensor]:
     for mapping in (True, False):  # files of old versions of torch cannot be mapped
         try:
             found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapping)
-        except (RuntimeError, OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # what is no pickle fails in any way, down to an IndexError
             if not mapping:
                 raise InputError(f"{path} is no file of tensors ({error!r:.150}).") from None
             continue

@@ -145,7 +145,12 @@ def hostile_files(path: Path) -> dict[str, bytes]:
     np.save(path / "o.npy", np.array([[bad]], dtype=object), allow_pickle=True)
     header = b'{"x":{"dtype":"F32","shape":[1000000000,1000],"data_offsets":[0,4]}}'
     numpy_header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000), }\n"
+    np.savez(path / "x.npz", x=ROWS.numpy())
     return {
+        "archive.npy": (path / "x.npz").read_bytes(),
+        "cut header.npy": b"\x93NUMPY\x01\x00" + struct.pack("<H", 30) + numpy_header[:30],
+        "words.pt": b"hello world\n" * 10,
+        "no pickle.pt": b"\x80\x02" + b"junk" * 10,
         "pickle.pt": pickle.dumps(bad),
         "objects.npy": (path / "o.npy").read_bytes(),
         "pickle.npy": pickle.dumps(bad),
@@ -182,6 +187,8 @@ def test_nothing_in_a_file_is_ever_run_and_every_bad_file_is_an_error_of_ours(
         ROWS.long(),
         ROWS[None],
         ROWS[:0],
+        ROWS.to_sparse(),
+        ROWS.to("meta"),
         OrderedDict(a="text"),
         3,
     ],
