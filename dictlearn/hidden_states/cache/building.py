@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def build(
     folder = Path(recipe.path)
     plan = made_plan(data, recipe, device)
     _prepare(folder, plan)
-    if (folder / manifests.NAME).exists() and (found := _finished(folder, plan)):
-        return found
+    while (folder / manifests.NAME).exists():
+        if (found := _finished(folder, plan)) is not None:
+            return found
     _announce(folder, plan)
     claims = locks.Locks(folder)
     try:
@@ -82,6 +84,7 @@ def build(
 
 def _finished(folder: Path, plan: Plan) -> Manifest | None:
     """Return a finished cache as it is; take it up again where something of it is damaged."""
+    written = _written(folder)
     found = manifests.read(folder)
     _refuse_other(folder, found.recipe, plan.described)
     damaged = set()
@@ -95,7 +98,21 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
         _tidy(folder)
         log.info("%s is complete, and every file as it was written: nothing to do.", folder)
         return found
-    log.warning("%d files are made again.", len(damaged))
+    with locks.Locks(folder).alone(len(plan.parts)), suppress(FileNotFoundError):
+        if written == _written(folder):  # else another process did
+            log.warning("%d files are made again.", len(damaged))
+            _take_up(folder, plan, found, damaged)
+    return None
+
+
+def _written(folder: Path) -> tuple[int, int]:
+    """Return what tells a manifest from a later one."""
+    found = (folder / manifests.NAME).stat()
+    return found.st_ino, found.st_mtime_ns
+
+
+def _take_up(folder: Path, plan: Plan, found: Manifest, damaged: set[str]) -> None:
+    """Turn a finished cache into one that is being made, without what is damaged."""
     write_text(folder / PLAN, json.dumps(plan.described, indent=1))
     for shard in (*found.train, *found.validation):
         if shard.file not in damaged:
@@ -103,7 +120,6 @@ def _finished(folder: Path, plan: Plan) -> Manifest | None:
     if any(name.startswith(f"{TEXT}/") for name in damaged):
         shutil.rmtree(folder / TEXT)
     (folder / manifests.NAME).unlink(missing_ok=True)
-    return None
 
 
 def _tidy(folder: Path) -> None:
@@ -120,7 +136,7 @@ def _prepare(folder: Path, plan: Plan) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
         if PLAN in names:
-            _refuse_other(folder, json.loads((folder / PLAN).read_text()), plan.described)
+            _refuse_other(folder, dict(json.loads((folder / PLAN).read_text())), plan.described)
         elif names and manifests.NAME not in names:
             raise InputError(f"path={folder} holds other files: give a new or an empty folder.")
         elif not names:
@@ -128,7 +144,9 @@ def _prepare(folder: Path, plan: Plan) -> None:
         sweep(folder)
     except OSError as error:
         raise InputError(f"path={folder} cannot be written: {error.strerror or error}.") from None
-    except json.JSONDecodeError:
+    except InputError:
+        raise
+    except (ValueError, TypeError):  # no UTF-8, no JSON, no mapping
         raise InputError(f"{folder / PLAN} is damaged: delete {folder} and begin anew.") from None
 
 

@@ -50,6 +50,15 @@ class Locks:
         except OSError:
             pass  # no locks here
 
+    @contextmanager
+    def alone(self, number: int) -> Iterator[None]:
+        """Hold a lock, and free all of them at the end."""
+        try:
+            with self.take(number, wait=True):
+                yield
+        finally:
+            self.close()
+
     def close(self) -> None:
         """Free all of them."""
         os.close(self._file)

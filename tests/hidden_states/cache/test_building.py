@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -88,6 +89,29 @@ def test_a_finished_cache_is_left_as_it_is(
         make_cache(shared[0], TEXT, shard_vectors=200)
     assert "nothing to do" in caplog.text
     assert {path: path.stat().st_mtime_ns for path in shared[0].rglob("*")} == before
+
+
+@pytest.mark.parametrize("plan", [b"{", b"[1]", b"\xff\xfe{}", b"null"])
+def test_a_damaged_plan_is_told(plan: bytes, make_cache: MakeCache, tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_bytes(plan)
+    with pytest.raises(InputError, match=r"plan\.json is damaged: delete"):
+        make_cache(tmp_path, TEXT)
+
+
+def test_a_finished_cache_that_may_not_be_written_to_is_left_as_it_is(
+    shared: list[Path],
+    make_cache: MakeCache,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refused(path: Path, flags: int, *rest: int) -> int:
+        if flags & (os.O_CREAT | os.O_RDWR):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return opened(path, flags, *rest)
+
+    opened = os.open
+    monkeypatch.setattr(os, "open", refused)
+    test_a_finished_cache_is_left_as_it_is(make_cache, shared, caplog)
 
 
 def test_a_folder_of_other_things_is_refused(make_cache: MakeCache, tmp_path: Path) -> None:

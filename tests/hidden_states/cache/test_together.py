@@ -144,6 +144,51 @@ def test_the_shard_of_a_process_that_dies_is_made_by_another(
     assert content(tmp_path / "cache") == whole
 
 
+def test_processes_that_mend_a_cache_at_once_take_it_apart_once(
+    make_cache: MakeCache, whole: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A6 two processes find one cache damaged: one of them takes it up again, the other helps, and
+    what is not damaged is not made again.
+    """
+
+    def held_up(*given: Any, **options: Any) -> None:
+        if given[0].name == "text":
+            (tmp_path / "at it").touch()
+            while not (tmp_path / "go on").exists():
+                time.sleep(0.01)
+        remove(*given, **options)
+
+    def first() -> None:
+        monkeypatch.setattr(building.shutil, "rmtree", held_up)  # in this process alone
+        second()
+
+    def second() -> None:
+        monkeypatch.setattr(building, "write_shard", noted)
+        make_cache(folder, TEXT, shard_vectors=200)
+
+    def noted(*given: Any) -> Any:
+        with (tmp_path / "made").open("a") as file:
+            file.write(f"{given[0].name}\n")
+        return write_shard(*given)
+
+    folder, remove = tmp_path / "cache", building.shutil.rmtree
+    make_cache(folder, TEXT, shard_vectors=200)
+    for name in ("train-00002.safetensors", "text/tokens.npy"):
+        data = bytearray((folder / name).read_bytes())
+        data[-1] ^= 1
+        (folder / name).write_bytes(data)
+    with processes(first) as (one,):
+        until((tmp_path / "at it").exists, one)
+        with processes(second) as (other,):
+            other.join(1)
+            (tmp_path / "go on").touch()
+            for process in (one, other):
+                process.join(60)
+                assert process.exitcode == 0
+    assert content(folder) == whole
+    assert (tmp_path / "made").read_text().split() == ["train-00002.safetensors"]
+
+
 def in_a_pid_namespace(work: Callable[[], object]) -> None:
     """Do it in a child that sees no process but itself, as on another machine or in a container."""
     libc = ctypes.CDLL(None)
