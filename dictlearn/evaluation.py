@@ -23,8 +23,9 @@ from dictlearn.hidden_states import (
     CachedOptions,
     DataModule,
     HiddenStateDataModule,
-    HiddenStates,
+    StreamOptions,
 )
+from dictlearn.hidden_states.validation import ValidationBatches
 from dictlearn.inference import refit
 from dictlearn.metrics.frontier import Coded, HeldOut, Point, measure
 from dictlearn.noise import quiet
@@ -116,15 +117,11 @@ def _methods(wanted: object, trained: TrainedDictionary) -> list[str]:
 
 
 def _held_out(run: Path, trained: TrainedDictionary, n: int) -> HeldOut:
-    """Return held-out vectors of the text that the run was trained on."""
-    data = _data(run, trained)
-    batches: list[HiddenStates] = []
-    for batch in data.val_dataloader():
-        batches.append(batch)
-        if sum(len(part.vectors) for part in batches) >= n:
-            break
-    if not batches:
+    """Return held-out vectors of the text that the run was trained on, from all over it."""
+    loader = _data(run, trained, n).val_dataloader()
+    if not isinstance(loader, ValidationBatches):
         raise InputError(f"No text was held out in {run}: there is nothing to evaluate on.")
+    batches = [*loader.some(n, generator(0, "evaluate.vectors"))]
     device = trained.atoms.device
     vectors = torch.cat([part.vectors for part in batches])[:n].float().to(device)
     layer = torch.cat([part.layer for part in batches])[:n].to(device)
@@ -132,7 +129,8 @@ def _held_out(run: Path, trained: TrainedDictionary, n: int) -> HeldOut:
     return HeldOut(vectors, x, trained.normalization.row(layer), len(trained.layers))
 
 
-def _data(run: Path, trained: TrainedDictionary) -> DataModule:
+def _data(run: Path, trained: TrainedDictionary, n: int) -> DataModule:
+    """Return the stream of the run, with `n` held-out vectors or as many as the run had."""
     kept, path = config_of(run), run / ".hydra" / "config.yaml"
     if kept is None and not path.is_file():
         raise InputError(
@@ -141,11 +139,12 @@ def _data(run: Path, trained: TrainedDictionary) -> DataModule:
         )
     try:
         made = kept or OmegaConf.load(path)
-    except (OSError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise InputError(f"{path} is damaged: {one_line(error)}.") from None
     if not isinstance(made, DictConfig):
         raise InputError(f"{path} is no config of a run.")
-    made.hidden_states.validation_vectors = max(made.hidden_states.validation_vectors, 1)
+    wanted = made.hidden_states.validation_vectors or StreamOptions.validation_vectors
+    made.hidden_states.validation_vectors = max(wanted, n)
     made.hidden_states.prefetch = True  # whatever a version before this one knew beside yes and no
     options = build(made.hidden_states)
     data: DataModule

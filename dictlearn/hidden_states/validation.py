@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 from typing import Protocol
@@ -64,10 +65,10 @@ def choose_blocks(rows: Integers, at_most: int, lanes: int, world: int, seed: in
     n -= n % (lanes if n >= lanes else world)
     if not n:
         raise InputError(
-            f"hidden_states.validation_vectors={at_most} of {len(rows)} held-out token blocks is"
-            f" less than one block (of up to {rows.max()} vectors) for each of {world} processes:"
-            " raise hidden_states.validation_vectors or text.validation_fraction, or set"
-            " text.validation_fraction=0."
+            f"hidden_states.validation_vectors={at_most} of the {len(rows)} blocks that are held"
+            f" out is less than one block (of up to {rows.max()} vectors) for each of {world}"
+            " processes: raise it, hold out more, or set hidden_states.validation_vectors=0 for no"
+            " validation."
         )
     return np.sort(order[:n])
 
@@ -97,6 +98,15 @@ class ValidationBatches:
         self.extractor, self.numbers = extractor, numbers[rank::world]
         rows = int(extractor.n_tokens(numbers).sum()) * len(extractor.layers)
         self.blocks_per_batch = max(1, round(batch_size * len(numbers) / max(rows, 1)))
+
+    def some(self, n: int, random: torch.Generator) -> ValidationBatches:
+        """Return batches of some of these blocks, drawn from all of them: of at least `n` rows."""
+        rows = self.extractor.n_tokens(self.numbers) * len(self.extractor.layers)
+        order = torch.randperm(len(rows), generator=random).numpy()
+        enough = int(np.searchsorted(np.cumsum(rows[order]), n)) + 1
+        made = copy.copy(self)
+        made.numbers = self.numbers[np.sort(order[:enough])]
+        return made
 
     def __len__(self) -> int:
         return math.ceil(len(self.numbers) / self.blocks_per_batch)

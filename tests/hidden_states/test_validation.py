@@ -30,8 +30,11 @@ def test_all_blocks_are_chosen_when_they_may() -> None:
 
 
 def test_too_little_for_every_process_is_said() -> None:
-    with pytest.raises(InputError, match=r"validation_vectors=100 of 3 held-out .* 4 processes"):
+    with pytest.raises(InputError, match=r"validation_vectors=100 of the 3 .* 4 processes") as told:
         choose_blocks(ROWS[:3], 100, lanes=4, world=4, seed=0)
+    # Vectors of a cache and of a file have no text whose share could be another.
+    assert "text." not in str(told.value)
+    assert not len(choose_blocks(ROWS[:3], 0, lanes=4, world=4, seed=0))  # as it advises
 
 
 @pytest.mark.parametrize(("world", "batch_size"), [(1, 50), (2, 50), (2, 1), (1, 10**6)])
@@ -59,3 +62,16 @@ def test_processes_share_whole_blocks_in_equally_many_batches(
         sizes = [len(batch.layer) for part in batches for batch in part]
         assert 25 < np.mean(sizes) < 75
     assert isinstance(batches[0][0], HiddenStates)
+
+
+def test_some_blocks_are_drawn_from_all_of_them_for_so_many_rows(bench: Bench) -> None:
+    batches = ValidationBatches(bench.extractor, np.arange(36), 0, 1, 50)
+    rows = sum(len(batch.layer) for batch in batches)
+    some = batches.some(rows // 3, torch.Generator().manual_seed(0))
+    assert np.all(np.diff(some.numbers) > 0)
+    assert some.numbers.min() < 12
+    assert some.numbers.max() > 24
+    assert rows // 3 <= sum(len(batch.layer) for batch in some) < rows // 2
+    assert len(batches.numbers) == 36
+    all_of_them = batches.some(10 * rows, torch.Generator().manual_seed(0))
+    assert np.array_equal(all_of_them.numbers, np.arange(36))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 import dictlearn
-from dictlearn import cli
+from dictlearn import cli, evaluation
 from dictlearn.hidden_states.cache.manifest import digest_of
 
 ROOT = Path(dictlearn.__file__).parent.parent
@@ -143,6 +144,28 @@ def test_inferences_are_compared_on_the_held_out_vectors_of_the_cache(
     cli.evaluate(["inference", f"run={run}", "methods=[omp]", "l0=[8]", "vectors=300"])
     figures = json.loads((run / "evaluation" / "inference.json").read_text())
     assert 0 < figures["points"][0]["fvu"] < 1
+
+
+def test_inferences_are_compared_on_vectors_from_all_held_out_text_also_of_a_run_without_validation(
+    run: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held_out(n: int) -> torch.Tensor:
+        return evaluation._held_out(run, trained, n).vectors
+
+    monkeypatch.chdir(place)
+    trained = dictlearn.load(run)
+    everything, some = held_out(10**6), held_out(300)
+    assert len(some) == 300
+    places = [int((everything == row).all(1).nonzero()[0, 0]) for row in some]
+    assert min(places) < 0.25 * len(everything)
+    assert max(places) > 0.75 * len(everything)
+    options = run / ".hydra" / "begun.yaml"
+    before = options.read_text()
+    none = re.sub("validation_vectors: [0-9]+", "validation_vectors: 0", before)
+    assert none != before
+    options.write_text(none)
+    assert torch.equal(held_out(300), some)
+    options.write_text(before)
 
 
 def test_a_plain_file_of_vectors_gives_a_dictionary_for_vectors(
