@@ -66,10 +66,10 @@ def block_pass(atoms: Tensor, known: Statistics, block: int) -> Tensor:
     turns, each with what those before have become (Mairal et al. 2010, Algorithm 2, where a block
     is one atom). Within a block the atoms move at once by
 
-        (B - A Phi)_j / sum_{k in block} A_jk,
+        (B - A Phi)_j / sum_{k in block} |A_jk|,
 
-    the row sum in the place of `A_jj`: it bounds the curvature (`A >= 0`, codes being
-    non-negative), so that no pass raises the error, whatever the block.
+    the row sum in the place of `A_jj`: it bounds the curvature, so that no pass raises the error,
+    whatever the block and the signs of the codes.
     Atoms that were never active stay.
 
     Args:
@@ -80,7 +80,7 @@ def block_pass(atoms: Tensor, known: Statistics, block: int) -> Tensor:
     result = atoms.clone()
     for first in range(0, len(atoms), block):
         rows = slice(first, first + block)
-        bound = known.gram[rows, rows].sum(1, keepdim=True)
+        bound = known.gram[rows, rows].abs().sum(1, keepdim=True)
         descent = torch.addmm(known.moment[rows], known.gram[rows], result, alpha=-1)
         moved = result[rows] + descent / bound.clamp_min(torch.finfo(bound.dtype).tiny)
         result[rows] = torch.where(bound > 0, nn.functional.normalize(moved, dim=1), result[rows])

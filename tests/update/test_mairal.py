@@ -84,6 +84,20 @@ def test_no_pass_raises_the_error_whatever_the_block(block: int) -> None:
     torch.testing.assert_close(atoms.norm(dim=1), torch.ones(M).double())
 
 
+def test_no_pass_raises_the_error_where_codes_of_both_signs_cancel() -> None:
+    g = torch.Generator().manual_seed(0)
+    twin = torch.randn(50, 1, generator=g, dtype=torch.float64)
+    a = torch.cat([twin, -0.9 * twin, torch.randn(50, 6, generator=g, dtype=torch.float64)], dim=1)
+    x = torch.randn(50, D, generator=g, dtype=torch.float64)
+    known, atoms = statistics(x, Codes.from_dense(a)), unit_atoms()[:8]
+    before = first = error(atoms, known)
+    for _ in range(50):
+        atoms = block_pass(atoms, known, 8)
+        assert error(atoms, known) <= before + 1e-12
+        before = error(atoms, known)
+    assert before < first - 0.1
+
+
 def test_twins_that_are_always_active_together_do_not_overshoot() -> None:
     g = torch.Generator().manual_seed(0)
     a = torch.rand(50, 1, generator=g, dtype=torch.float64).expand(-1, 8).contiguous()
