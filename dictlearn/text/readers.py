@@ -110,21 +110,21 @@ def _json_values(path: Path) -> Iterator[tuple[str, object]]:
             content = file.read()
         text = _decoded(content, path, 0).removeprefix("\ufeff")
         if text.lstrip()[:1] == "[":
-            for index, value in enumerate(_parsed(text, str(path))):
+            for index, value in enumerate(cast(list[object], _parsed(text, str(path)))):
                 yield f"{path}, entry {index + 1}", value
             return
     for index, line in enumerate(lines(path)):
         if line.strip():
             where = f"{path}, line {index + 1}"
-            yield where, next(iter(_parsed(f"[{line}]", where)))
+            yield where, _parsed(line, where)
 
 
-def _parsed(text: str, where: str) -> list[object]:
+def _parsed(text: str, where: str) -> object:
     try:
-        values: list[object] = json.loads(text)
+        value: object = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"text.path: {where} is not valid JSON: {error}.") from error
-    return values
+    return value
 
 
 def _parquet_texts(path: Path, column: str) -> Iterator[str]:
@@ -137,7 +137,7 @@ def _parquet_texts(path: Path, column: str) -> Iterator[str]:
             for batch in file.iter_batches(_BATCH_ROWS, columns=[column]):
                 for value in batch.column(0).to_pylist():
                     yield check_text(value, column, str(path))
-    except (OSError, arrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, arrow.ArrowException) as error:
         raise InputError(f"text.path: {path} cannot be read as parquet: {error}.") from error
 
 

@@ -113,7 +113,11 @@ def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
     (folder / "late.txt").write_bytes(b"abc\n" * 10 + b"\xff")
     (folder / "corrupt.parquet").write_bytes(b"PAR1 no table PAR1")
     (folder / "corrupt.jsonl").write_text('{"text": "good"}\n{"text": bad}\n')
+    (folder / "two.jsonl").write_text('{"text": "one"}\n{"text": "two"}, {"text": "three"}\n')
     (folder / "list.jsonl").write_text("[1, 2]\n")
+    write_parquet(folder / "flipped.parquet", text=["Not only letters."])
+    flipped = (folder / "flipped.parquet").read_bytes().replace(b"only", b"\xff\xff\xff\xff")
+    (folder / "flipped.parquet").write_bytes(flipped)
     (folder / "corrupt.txt.gz").write_bytes(b"no gzip")
     (folder / "corpus.txt").write_text("Text.")
     (folder / "nothing").mkdir()
@@ -130,6 +134,8 @@ def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
         "late": ({"path": "late.txt"}, r"late\.txt is not UTF-8 text: byte 40 is 0xff"),
         "parquet": ({"path": "corrupt.parquet"}, r"corrupt\.parquet cannot be read as parquet"),
         "jsonl": ({"path": "corrupt.jsonl"}, r"corrupt\.jsonl, line 2 is not valid JSON"),
+        "flipped": ({"path": "flipped.parquet"}, r"flipped\.parquet cannot be read as parquet"),
+        "two": ({"path": "two.jsonl"}, r"two\.jsonl, line 2 is not valid JSON"),
         "list": ({"path": "list.jsonl"}, r"list\.jsonl, line 1 holds a list"),
         "gzip": ({"path": "corrupt.txt.gz"}, r"corrupt\.txt\.gz cannot be read"),
         "column": ({"path": "rows.jsonl"}, r"text\.column=text .* which has txet, id\. .*'txet'"),
@@ -140,7 +146,7 @@ def mistakes(folder: Path) -> dict[str, tuple[dict[str, Any], str]]:
 
 MISTAKES = (
     *("missing", "no folder", "no match", "no text file", "empty", "too short", "latin", "late"),
-    *("parquet", "jsonl", "list", "gzip", "column", "parquet column", "not text"),
+    *("parquet", "flipped", "jsonl", "two", "list", "gzip", "column", "parquet column", "not text"),
 )
 
 
