@@ -82,6 +82,7 @@ def evaluate_inference(config: DictConfig) -> Result:
         raise InputError(f"l0={too_many} is more than the {trained.dictionary.n_atoms} atoms.")
     methods = _methods(config.methods, trained)
     tolerance = number("tolerance", config.tolerance, 0.0)
+    folder = _folder(Path(config.output) if config.output else run / "evaluation")
     options = {name: {"tolerance": tolerance} for name in PRICED}
     held_out = _held_out(run, trained, whole_number("vectors", config.vectors))
     points = []
@@ -89,10 +90,19 @@ def evaluate_inference(config: DictConfig) -> Result:
         for wanted in sparsities:
             points.append(_point(trained, method, wanted, held_out, options.get(method, {})))
             log.info("%s", _line(points[-1]))
-    folder = Path(config.output) if config.output else run / "evaluation"
-    folder.mkdir(parents=True, exist_ok=True)
     _write(folder, trained, points, len(held_out.x))
     return Result(tuple(points), folder)
+
+
+def _folder(path: Path) -> Path:
+    """Make the folder of the results, before the work is done for them."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"output={path} cannot be written to ({error.strerror}): give another folder."
+        ) from None
+    return path
 
 
 def _sparsities(wanted: object) -> list[int]:

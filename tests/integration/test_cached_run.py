@@ -168,6 +168,18 @@ def test_inferences_are_compared_on_vectors_from_all_held_out_text_also_of_a_run
     options.write_text(before)
 
 
+def test_an_output_that_cannot_be_written_is_told_before_anything_is_measured(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "_held_out", None)
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        with pytest.raises(SystemExit) as ended:
+            cli.evaluate(["inference", f"run={run}", "l0=[8]", f"output={output}"])
+        assert ended.value.code == 2
+        assert f"output={output} cannot be written to" in capsys.readouterr().err
+
+
 def test_a_plain_file_of_vectors_gives_a_dictionary_for_vectors(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
