@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from dictlearn.hidden_states.cache.building import build as build_cache
 from dictlearn.hidden_states.options import Recipe
 from dictlearn.noise import quiet
 
+log = logging.getLogger(__name__)
+
 
 def cache(config: DictConfig) -> None:
     """Make the cache that the config describes, or go on with it.
@@ -26,7 +29,16 @@ def cache(config: DictConfig) -> None:
     Raises:
         InputError: something in the config, the model or the text is wrong, the folder holds
             something else, or the disk cannot hold it.
+        SystemExit: Ctrl-C was pressed.
     """
+    try:
+        _make(config)
+    except KeyboardInterrupt:
+        log.warning("Stopped: what is finished is kept, and the same command goes on.")
+        raise SystemExit(os.EX_TEMPFAIL) from None
+
+
+def _make(config: DictConfig) -> None:
     quiet()
     values = plain(config)
     names = known_keys("cache")

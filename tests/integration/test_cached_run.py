@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import dictlearn
-from dictlearn import cli, evaluation
+from dictlearn import caching, cli, evaluation
 from dictlearn.hidden_states.cache.manifest import digest_of
 
 ROOT = Path(dictlearn.__file__).parent.parent
@@ -131,6 +131,23 @@ def test_the_artefact_finds_its_transformer_where_there_is_one(run: Path, place:
         assert found.codes.shape == (2, len(found.tokens), 64)
     finally:
         (place / "model").rename(place / "model that is gone")
+
+
+def test_ctrl_c_while_a_cache_is_made_is_no_stack_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caching, "build_cache", interrupted)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        cli.cache(["path=states", "hidden_states.layers=[0]"])
+    assert ended.value.code == 75
+    said = capsys.readouterr()
+    assert said.out.endswith("Stopped: what is finished is kept, and the same command goes on.\n")
+    assert said.out.count("\n") == 1
+    assert not said.err
 
 
 def test_inferences_are_compared_on_the_held_out_vectors_of_the_cache(
