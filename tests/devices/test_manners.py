@@ -95,7 +95,7 @@ def test_held_out_vectors_are_made_where_the_dictionary_is(
     )
     transformer = SimpleNamespace(resolve_layers=lambda layers: (0,), hidden_size=4)
     trained = SimpleNamespace(transformer=transformer, atoms=torch.empty(0, device="meta"))
-    evaluation._data(tmp_path, cast("Any", trained))
+    evaluation._data(tmp_path, cast("Any", trained), 8)
     assert places == [torch.device("meta")]
 
 

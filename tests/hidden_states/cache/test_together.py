@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -159,7 +160,7 @@ def test_processes_that_mend_a_cache_at_once_take_it_apart_once(
         remove(*given, **options)
 
     def first() -> None:
-        monkeypatch.setattr(building.shutil, "rmtree", held_up)  # in this process alone
+        monkeypatch.setattr(shutil, "rmtree", held_up)  # in this process alone
         second()
 
     def second() -> None:
@@ -171,7 +172,7 @@ def test_processes_that_mend_a_cache_at_once_take_it_apart_once(
             file.write(f"{given[0].name}\n")
         return write_shard(*given)
 
-    folder, remove = tmp_path / "cache", building.shutil.rmtree
+    folder, remove = tmp_path / "cache", shutil.rmtree
     make_cache(folder, TEXT, shard_vectors=200)
     for name in ("train-00002.safetensors", "text/tokens.npy"):
         data = bytearray((folder / name).read_bytes())
