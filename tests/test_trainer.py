@@ -17,14 +17,21 @@ TINY = [
 ]
 
 
-@pytest.mark.parametrize("limit", ["+trainer.limit_train_batches=3", "+trainer.max_steps=3"])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        ["+trainer.limit_train_batches=3", "trainer.val_check_interval=1.0"],  # beyond the limit
+        ["+trainer.max_steps=3"],
+    ],
+    ids=str,
+)
 def test_a_run_that_a_limit_ends_is_whole_says_so_and_can_go_on(
-    limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    limits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.random.default_rng(0).standard_normal((1000, 16)).astype(np.float32)
     np.save(tmp_path / "vectors.npy", rows)
     monkeypatch.chdir(tmp_path)
-    cli.train([*TINY, limit])
+    cli.train([*TINY, *limits])
     figures = json.loads(Path("run/metrics.json").read_text())
     assert figures["train/vectors"] == 3 * 128
     assert figures["val/fvu"] < 1
