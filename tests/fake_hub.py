@@ -6,6 +6,7 @@ import http.server
 import json
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -86,3 +87,18 @@ def served(kind: type[Kind]) -> Iterator[type[Kind]]:
         os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_address[1]}"
         yield kind
         server.shutdown()
+
+
+def nobody_waits(hub: type[FakeHub]) -> None:
+    """Let all of this process believe that they waited: between attempts, and for answers."""
+    from dictlearn import outage
+
+    patience, outage.SILENCE = outage.SILENCE, 0.2  # type: ignore[assignment]
+    slept, real = 0.0, time.monotonic
+
+    def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+
+    time.sleep = sleep  # type: ignore[assignment]
+    time.monotonic = lambda: real() + slept + patience * hub.silent

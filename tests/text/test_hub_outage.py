@@ -14,25 +14,14 @@ from tests.text.fake_hub import FILES, ROWS
 
 READ = """
 import json, time
-from tests.fake_hub import served
+from tests.fake_hub import nobody_waits, served
 from tests.text.fake_hub import TEXTS, TextHub
 
 with served(TextHub) as hub:
-    from dictlearn import outage
     from dictlearn.text import HubText
     from dictlearn.errors import InputError
 
-    # Nobody waits, but all believe that they did: we and the hub's client between attempts, and
-    # the client for an answer.
-    patience, outage.SILENCE = outage.SILENCE, 0.2
-    slept = 0.0
-    real = time.monotonic
-
-    def sleep(seconds):
-        global slept
-        slept += seconds
-
-    time.sleep, time.monotonic = sleep, lambda: real() + slept + patience * hub.silent
+    nobody_waits(hub)
     streamed = ("", 0), ("half", 9), ("hang", 3), ("half", -1), ("hang", -1)
     downloaded = ("half", -1), ("hang", -1)
     for number, (hub.fault, hub.times) in enumerate((*streamed, *downloaded)):
